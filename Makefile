@@ -1,0 +1,84 @@
+# Hilum: `make demo` shows it, `make up` serves it, `make test` proves it. Needs Python 3.11+ and make, nothing else.
+
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+VENV  := .venv
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP   := $(BIN)/python -m pip --disable-pip-version-check
+
+# The pins of pyproject.toml's `torch` extra; a test holds them equal.
+TORCH := torch==2.13.0 torchvision==0.28.0
+# PyTorch's own index of CPU builds. For a GPU: make install TORCH_INDEX=https://download.pytorch.org/whl/cu128
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+EXTRAS := worker,torch,train,embedded,dev
+
+# The first interpreter that is new enough and whole (Debian splits venv off); PYTHON=... overrides.
+SUITABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3.14 python3 python; do \
+	$$p -c '$(SUITABLE)' >/dev/null 2>&1 && { command -v $$p; break; }; done)
+
+.PHONY: help install demo up test check bench clean
+
+help:  ## what can be made
+	@echo "make TARGET:"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 12
+
+install: $(STAMP)  ## install everything into .venv (the other targets do it by themselves)
+
+demo: $(STAMP)  ## one radiograph travels the whole way; the results lie in demo-output/
+	@$(BIN)/hilum demo
+
+up: $(STAMP)  ## start the service and stay (PORT=9000 make up binds another port)
+	@exec $(BIN)/hilum up
+
+test: $(STAMP)  ## run the whole suite (ARGS="tests/api -x" runs a part of it)
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP)  ## lint, formatting and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: $(STAMP)  ## run the benchmarks, or one of them (B=accept_cost), into docs/benchmarks.json
+	@$(BIN)/python -m tests.benchmarks $(B)
+
+clean:  ## remove caches and the demo's output; keeps .venv, and .hilum with its jobs
+	rm -rf demo-output build .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# The stamp is written last, so that an install that broke off is taken up again.
+$(STAMP): pyproject.toml Makefile
+	@test -x $(BIN)/python && $(BIN)/python -c '$(SUITABLE)' && $(BIN)/python -m pip --version >/dev/null || { \
+		test -n "$(PYTHON)" || { \
+			echo "install: no Python 3.11 or newer with its venv module was found." >&2; \
+			echo "         Debian, Ubuntu: apt install python3-venv; or say which: make install PYTHON=/path/to/python3" >&2; \
+			exit 1; }; \
+		echo "install: $(VENV) from $(PYTHON)"; \
+		$(PYTHON) -m venv --clear $(VENV) || { echo "install: $(PYTHON) -m venv failed" >&2; exit 1; }; }
+	@$(BIN)/python -c "$$TORCH_IS_THERE" || { \
+		echo "install: PyTorch (the CPU build is about 200 MB) ..."; \
+		$(TORCH_FROM_INDEX) $(PIP) install -q --no-deps $(TORCH) || { \
+			echo "install: $(TORCH) could not be installed; pip's message above says why" >&2; exit 1; }; }
+	@echo "install: hilum and what it needs ..."
+	@$(PIP) install -q -e '.[$(EXTRAS)]' || { \
+		echo "install: pip could not install .[$(EXTRAS)]; its message above says why. Run make again to go on." >&2; exit 1; }
+	@$(BIN)/hilum --help >/dev/null || { echo "install: the hilum command does not start" >&2; exit 1; }
+	@touch $(STAMP)
+	@echo "install: done"
+
+# Elsewhere than on Linux the ordinary wheel is the CPU build. The index may be out of reach: then what pip finds serves.
+ifeq ($(shell uname -s),Linux)
+TORCH_FROM_INDEX = $(PIP) install -q --no-deps --timeout 5 --retries 0 --index-url $(TORCH_INDEX) $(TORCH) 2>/dev/null || {	\
+	echo "install: $(TORCH_INDEX) is out of reach, taking the build that pip finds"; false; } ||
+endif
+
+define TORCH_IS_THERE
+from importlib.metadata import PackageNotFoundError, version
+try:
+    there = all(version(n).partition("+")[0] == v for n, v in (p.split("==") for p in "$(TORCH)".split()))
+except PackageNotFoundError:
+    there = False
+raise SystemExit(not there)
+endef
+export TORCH_IS_THERE
