@@ -1,0 +1,69 @@
+"""The CPU runtime: compiled OpenVINO graphs, which need no torch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+
+from shared.bundles import Bundle
+from shared.errors import BundleError
+from shared.schemas import RuntimeView
+from worker.pipeline.predictor import Outputs
+from worker.runtimes import compiled
+
+
+class OpenVINOPredictor:
+    """The networks of a bundle on this CPU; `precision` is bf16, f32 or auto: bf16 where the CPU computes in it."""
+
+    def __init__(self, bundle: Bundle, *, cache: Path, precision: str = "auto", threads: int = 0) -> None:
+        graphs = compiled.ensure(bundle, cache)
+        used = threads or len(os.sched_getaffinity(0))
+        core = openvino.Core()
+        self._lungs = _open(core, graphs / "lungs.xml", precision, used)
+        self._classifiers = _open(core, graphs / "classifiers.xml", precision, used)
+        self.runtime = RuntimeView(name="openvino", device="cpu", precision=_precision(self._classifiers), threads=used)
+
+    def segment(self, tensors: np.ndarray) -> np.ndarray:
+        """Lung probability float32 [N, S, S] of float32 [N, 1, S, S]."""
+        return np.concatenate([_infer(self._lungs, image)[0] for image in tensors[:, None]])
+
+    def classify(self, tensors: np.ndarray) -> Outputs:
+        """The outputs of every classifier for float32 [N, 1, 224, 224], one image after the other.
+
+        On a CPU a batch computes no faster than its images in turn, and the graph for one image can plan its memory.
+        """
+        said = [_infer(self._classifiers, image) for image in tensors[:, None]]
+        joined = [np.concatenate(parts) for parts in zip(*said, strict=True)]
+        logits, maps, features = joined[0::3], joined[1::3], joined[2::3]
+        return Outputs(np.stack(logits), np.stack(maps), tuple(features))
+
+
+def _open(core: openvino.Core, path: Path, precision: str, threads: int) -> Any:
+    """An inference request of its own for a graph; threads are not pinned, because replicas share the cores."""
+    options = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": threads,
+        "ENABLE_CPU_PINNING": False,
+    }
+    if precision != "auto":
+        options["INFERENCE_PRECISION_HINT"] = precision
+    try:
+        return core.compile_model(path, "CPU", options).create_infer_request()
+    except RuntimeError as error:
+        raise BundleError(f"{path} cannot be loaded, remove its folder and compile again: {error}") from error
+
+
+def _infer(request: Any, image: np.ndarray) -> list[np.ndarray]:
+    """All outputs for one image [1, 1, S, S], copied out of the request's own buffers."""
+    said = request.infer({0: np.ascontiguousarray(image)})
+    return [said[i].copy() for i in range(len(said))]
+
+
+def _precision(request: Any) -> str:
+    hint = request.get_compiled_model().get_property("INFERENCE_PRECISION_HINT")
+    return "bf16" if hint == openvino.Type.bf16 else "f32"
