@@ -1,0 +1,83 @@
+"""The sweeper: frees what dead workers held, and rings again for what waits. It needs the database alone."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import threading
+import time
+from dataclasses import dataclass, field
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from shared import backlog, explanations, jobs, locks, logs
+from shared.backlog import Owed
+from shared.db import Database, transaction
+from shared.settings import Settings
+
+LOCK = "sweep"
+LOCK_ROUNDS = 5  # another sweeper takes over after this many rounds without a sign of life
+LEAST_LOCK_S = 5.0
+LONGEST_PAUSE_S = 30.0
+
+log = logs.get("api.sweep")
+
+
+@dataclass
+class Rung:
+    """For whom a bell was rung last, and when it may be rung again for the very same row (monotonic seconds)."""
+
+    row_id: str = ""
+    pause_s: float = 0.0
+    again_at: float = 0.0
+
+
+@dataclass
+class Sweeper:
+    """One sweeper as the lease in the database knows it, and what it remembers of its bells."""
+
+    holder: str = field(default_factory=lambda: f"{socket.gethostname()[:32]}:{os.getpid()}:{secrets.token_hex(4)}")
+    rung: dict[str, Rung] = field(default_factory=dict)
+
+
+def sweep(database: Database, settings: Settings, stopping: threading.Event) -> None:
+    """Sweep every `sweep_every_s` until `stopping`; a database that is away is asked again at the same pace."""
+    sweeper = Sweeper()
+    while not stopping.is_set():
+        try:
+            once(database, settings, sweeper)
+        except SQLAlchemyError as error:
+            log.warning("sweep_failed", error=type(error).__name__)
+        stopping.wait(settings.sweep_every_s)
+
+
+def once(database: Database, settings: Settings, sweeper: Sweeper) -> bool:
+    """One round; False when another sweeper holds the lease."""
+    lease_s = max(LEAST_LOCK_S, LOCK_ROUNDS * settings.sweep_every_s)
+    with transaction(database) as session:
+        if not locks.take(session, LOCK, sweeper.holder, lease_s=lease_s):
+            return False
+        expired = {"jobs": jobs.expire(session, settings), "explanations": explanations.expire(session, settings)}
+        owed = backlog.owed(session)
+    for table, found in expired.items():
+        if found.requeued or found.exhausted or found.canceled:
+            counts = {kind: len(ids) for kind, ids in vars(found).items()}
+            log.warning("leases_expired", table=table, **counts)
+    for bell, what in owed.items():
+        _ring(database, settings, sweeper.rung.setdefault(bell, Rung()), bell, what)
+    return True
+
+
+def _ring(database: Database, settings: Settings, rung: Rung, bell: str, owed: Owed) -> None:
+    """Ring, and wait twice as long before the next time while the same row stays unserved: bells must not pile up."""
+    now = time.monotonic()
+    if rung.row_id != owed.row_id:
+        rung.row_id, rung.pause_s, rung.again_at = owed.row_id, settings.sweep_every_s, 0.0
+    if now < rung.again_at:
+        return
+    for _ in range(owed.rings):
+        database.ring(bell)
+    rung.again_at = now + rung.pause_s
+    rung.pause_s = min(2 * rung.pause_s, LONGEST_PAUSE_S)
+    log.info("rung_again", bell=bell, rings=owed.rings, pause_s=rung.pause_s)
