@@ -52,9 +52,9 @@ def check_pixels(width: int, height: int, max_pixels: int) -> None:
 
 def scaled(values: np.ndarray, bits: int) -> np.ndarray:
     """Gray values as float32 [H, W] in 0..1: by 255 for 8 bits, by their own range for deeper images."""
-    values = values.astype(np.float32)
     if bits <= 8:
-        return np.clip(values / 255.0, 0.0, 1.0)
+        return np.divide(values, np.float32(255.0), dtype=np.float32)
+    values = values.astype(np.float32)
     if not np.isfinite(values).all():
         raise Unreadable("undecodable", "the image holds values that are no numbers")
     low, high = float(values.min()), float(values.max())
@@ -78,10 +78,9 @@ def _decode_raster(data: bytes, max_pixels: int) -> Radiograph:
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 check_pixels(*image.size, max_pixels)
-                if getattr(image, "n_frames", 1) > 1:
-                    raise Unreadable(
-                        "multi_frame", f"the file holds {image.n_frames} images, one is expected"
-                    )
+                frames = getattr(image, "n_frames", 1)
+                if frames > 1:
+                    raise Unreadable("multi_frame", f"the file holds {frames} images, one is expected")
                 image.load()
                 return _radiograph(image, image.format or "")
     except UnidentifiedImageError as error:

@@ -1,4 +1,4 @@
-"""DICOM pixels as the standard wants them shown: modality LUT, VOI LUT, photometric interpretation (PS3.3 C.7.6.3, C.11)."""
+"""DICOM pixels as the standard wants them shown: modality LUT, VOI LUT, photometric interpretation (PS3.3 C.11)."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ def decode(data: bytes, *, max_pixels: int) -> Radiograph:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             values = dataset.pixel_array
+    except MemoryError:
+        raise
     except Exception as error:  # decoders raise what they like
         raise Unreadable("undecodable", f"the pixel data cannot be decoded: {error}") from error
     if dataset.PhotometricInterpretation in COLOUR:
@@ -42,7 +44,7 @@ def _read(data: bytes) -> pydicom.Dataset:
             if not getattr(dataset.file_meta, "TransferSyntaxUID", None):
                 dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
             return dataset
-    except Unreadable:
+    except (Unreadable, MemoryError):
         raise
     except Exception as error:  # a hostile file can fail anywhere in the parser
         raise Unreadable("undecodable", f"the DICOM file cannot be parsed: {error}") from error
@@ -59,9 +61,7 @@ def _check(dataset: pydicom.Dataset, max_pixels: int) -> None:
         raise Unreadable("undecodable", f"the image description is incomplete: {error}") from error
     check_pixels(columns, rows, max_pixels)
     if frames > 1:
-        raise Unreadable(
-            "multi_frame", f"the object holds {frames} frames, one is expected", value=frames, threshold=1
-        )
+        raise Unreadable("multi_frame", f"the object holds {frames} frames, one is expected", value=frames, threshold=1)
     if photometric not in (*GRAY, *COLOUR):
         raise Unreadable("undecodable", f"photometric interpretation {photometric} is not supported")
 
@@ -76,28 +76,33 @@ def _shown(dataset: pydicom.Dataset, values: np.ndarray) -> np.ndarray:
             warnings.simplefilter("ignore")
             values = apply_modality_lut(values, dataset)
             values = apply_voi_lut(values, dataset, index=0).astype(np.float32)
+    except MemoryError:
+        raise
     except Exception as error:  # malformed tables and windows
         raise Unreadable("undecodable", f"the lookup tables cannot be applied: {error}") from error
-    kept = values[~padding]
+    kept = values if padding is None else values[~padding]
     if not kept.size or not np.isfinite(kept).all():
         raise Unreadable("undecodable", "the image is all padding or holds values that are no numbers")
     low, high = float(kept.min()), float(kept.max())
-    shown = np.clip((values - low) / max(high - low, 1e-6), 0.0, 1.0)
+    shown = values - low
+    shown /= max(high - low, 1e-6)
+    np.clip(shown, 0.0, 1.0, out=shown)
     if dataset.PhotometricInterpretation == "MONOCHROME1":
-        shown = 1.0 - shown
-    shown[padding] = 0.0
+        np.subtract(1.0, shown, out=shown)
+    if padding is not None:
+        shown[padding] = 0.0
     return shown
 
 
-def _padding(dataset: pydicom.Dataset, values: np.ndarray) -> np.ndarray:
-    """Where the pixels are padding (PS3.3 C.7.5.1.1.2): bool [H, W]."""
+def _padding(dataset: pydicom.Dataset, values: np.ndarray) -> np.ndarray | None:
+    """Where the pixels are padding (PS3.3 C.7.5.1.1.2): bool [H, W], or None where no pixel or every pixel is."""
     first = dataset.get("PixelPaddingValue")
     if first is None:
-        return np.zeros(values.shape, dtype=bool)
+        return None
     last = dataset.get("PixelPaddingRangeLimit", first)
     low, high = sorted((_signed(first, values), _signed(last, values)))
     padding = (values >= low) & (values <= high)
-    return padding if not padding.all() else np.zeros(values.shape, dtype=bool)
+    return padding if padding.any() and not padding.all() else None
 
 
 def _signed(value: Any, values: np.ndarray) -> int:
