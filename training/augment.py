@@ -1,0 +1,70 @@
+"""Augmentation of tensor batches float32 [N, 1, S, S]; the background of masked lungs stays zero."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.nn import functional as F
+
+
+def affine(images: torch.Tensor, *, rotation_deg: float, scale: float, shift: float, flip: bool) -> torch.Tensor:
+    """Each image rotated, scaled by 1 +- scale, shifted by +- shift of its side and flipped at random; zero padded."""
+    n = images.shape[0]
+    angle = _uniform(n) * math.radians(rotation_deg)
+    zoom = 1 + _uniform(n) * scale
+    mirror = torch.where(torch.rand(n) < 0.5, -1.0, 1.0) if flip else torch.ones(n)
+    theta = torch.zeros(n, 2, 3)
+    theta[:, 0, 0], theta[:, 0, 1] = angle.cos() * zoom * mirror, -angle.sin() * zoom
+    theta[:, 1, 0], theta[:, 1, 1] = angle.sin() * zoom * mirror, angle.cos() * zoom
+    theta[:, :, 2] = _uniform(n, 2) * 2 * shift
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
+
+
+def intensity(images: torch.Tensor, *, contrast: float, brightness: float, noise: float) -> torch.Tensor:
+    """Contrast, brightness and noise changed inside the lungs (where the tensor is not zero)."""
+    n = images.shape[0]
+    inside = images != 0
+    factor = (1 + _uniform(n) * contrast)[:, None, None, None]
+    offset = (_uniform(n) * brightness)[:, None, None, None]
+    level = (torch.rand(n) * noise)[:, None, None, None]
+    changed = images * factor + offset + torch.randn_like(images) * level
+    return torch.where(inside, changed, images)
+
+
+def resolution(images: torch.Tensor, *, share: float, lowest: float) -> torch.Tensor:
+    """A share of the images goes down to `lowest`..1 of its size and up again: blur and compression tell no source."""
+    chosen = torch.rand(images.shape[0]) < share
+    if not chosen.any():
+        return images
+    size = images.shape[-1]
+    small = max(8, round(size * float(torch.empty(1).uniform_(lowest, 1.0))))
+    part = F.interpolate(images[chosen], size=small, mode="area")
+    out = images.clone()
+    out[chosen] = F.interpolate(part, size=size, mode="bilinear", align_corners=False)
+    return out
+
+
+def erase(images: torch.Tensor, *, share: float, largest: float) -> torch.Tensor:
+    """A share of the images loses one rectangle of up to `largest` of the side (random erasing, Zhong 2020)."""
+    out = images.clone()
+    size = images.shape[-1]
+    for i in torch.nonzero(torch.rand(images.shape[0]) < share).flatten().tolist():
+        h, w = (int(v) for v in torch.randint(size // 10, max(int(size * largest), size // 10 + 1), (2,)))
+        y, x = int(torch.randint(0, size - h, (1,))), int(torch.randint(0, size - w, (1,)))
+        out[i, :, y : y + h, x : x + w] = 0
+    return out
+
+
+def mixup(images: torch.Tensor, targets: torch.Tensor, alpha: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pairs of images and of targets float32 [N, K] blended by one Beta(alpha, alpha) weight per batch (Zhang 2018)."""
+    if alpha <= 0:
+        return images, targets
+    weight = float(torch.distributions.Beta(alpha, alpha).sample())
+    other = torch.randperm(images.shape[0])
+    return weight * images + (1 - weight) * images[other], weight * targets + (1 - weight) * targets[other]
+
+
+def _uniform(*shape: int) -> torch.Tensor:
+    return torch.empty(*shape).uniform_(-1, 1)

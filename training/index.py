@@ -1,0 +1,129 @@
+"""The index of a data set: one row per image with its class, its patient or group, its split and its files."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from shared.errors import Misconfigured
+
+CLASSES = {
+    "COVID": "covid19",
+    "Lung_Opacity": "lung_opacity",
+    "Normal": "normal",
+    "Viral_Pneumonia": "viral_pneumonia",
+    "Viral Pneumonia": "viral_pneumonia",
+}
+OTHER = "other"
+SPLITS = ("train", "stop", "val", "test")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image: `split` is train, stop (early stopping, drawn from train), val or test; paths are relative."""
+
+    id: str
+    label: str
+    source: str
+    group: str
+    split: str
+    mask_kind: str
+    image: str
+    mask: str
+    sha256: str
+
+
+def build(root: Path) -> list[Item]:
+    """Index `root`: a folder with manifest.csv, or CLASS/images + CLASS/masks (COVID-19 Radiography Database)."""
+    if (root / "manifest.csv").is_file():
+        return _from_manifest(root)
+    if any((root / name / "images").is_dir() for name in CLASSES):
+        return _from_folders(root)
+    raise Misconfigured(f"{root} holds neither manifest.csv nor folders CLASS/images")
+
+
+def write(items: list[Item], path: Path) -> None:
+    """Write the index as CSV."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [f.name for f in fields(Item)])
+        writer.writeheader()
+        writer.writerows(asdict(item) for item in items)
+
+
+def read(path: Path) -> list[Item]:
+    """Read an index written by `write`."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [Item(**row) for row in csv.DictReader(file)]
+
+
+def classes(items: list[Item]) -> list[str]:
+    """The classes of an index in the order that training uses and the manifest then records."""
+    return sorted({item.label for item in items} - {OTHER})
+
+
+def fingerprint(items: list[Item]) -> str:
+    """One sha256 over the ids, splits, labels and image checksums: which data a model was made from."""
+    digest = hashlib.sha256()
+    for item in sorted(items, key=lambda i: i.id):
+        digest.update(f"{item.id},{item.label},{item.split},{item.sha256}\n".encode())
+    return digest.hexdigest()
+
+
+def _from_manifest(root: Path) -> list[Item]:
+    with (root / "manifest.csv").open(newline="", encoding="utf-8") as file:
+        return [_item(root, row) for row in csv.DictReader(file)]
+
+
+def _item(root: Path, row: dict[str, str]) -> Item:
+    mask = f"masks/{row['class']}/{row['id']}.png"
+    return Item(
+        id=row["id"],
+        label=CLASSES.get(row["class"], OTHER),
+        source=row["source"],
+        group=row["patient_id"],
+        split=_stopped(row["split"], row["patient_id"]),
+        mask_kind=row["mask_kind"],
+        image=f"images/{row['class']}/{row['id']}.jpg",
+        mask=mask if (root / mask).is_file() else "",
+        sha256=row["sha256"],
+    )
+
+
+def _from_folders(root: Path) -> list[Item]:
+    """No patients are known there: exact copies form a group, and the split is drawn by the group's hash, 70/10/20."""
+    items = []
+    for name, label in CLASSES.items():
+        for path in sorted((root / name / "images").glob("*")):
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            mask = Path(name) / "masks" / path.name
+            items.append(
+                Item(
+                    id=path.stem.replace(" ", "_"),
+                    label=label,
+                    source="covid19-radiography-database",
+                    group=digest,
+                    split=_stopped(_drawn(digest), digest),
+                    mask_kind="database" if (root / mask).is_file() else "none",
+                    image=str(Path(name) / "images" / path.name),
+                    mask=str(mask) if (root / mask).is_file() else "",
+                    sha256=digest,
+                )
+            )
+    return items
+
+
+def _drawn(group: str) -> str:
+    share = _share("split", group)
+    return "train" if share < 0.7 else "val" if share < 0.8 else "test"
+
+
+def _stopped(split: str, group: str) -> str:
+    """A tenth of the training groups decides when to stop, and nothing else is learned from it."""
+    return "stop" if split == "train" and _share("stop", group) < 0.1 else split
+
+
+def _share(salt: str, group: str) -> float:
+    return int(hashlib.sha256(f"{salt}:{group}".encode()).hexdigest()[:8], 16) / 0x100000000

@@ -1,0 +1,157 @@
+"""Run the worker's own decode, quality and lungs code over an index and keep what training needs of every image."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from tqdm import tqdm
+
+from shared.bundles import LungsNetwork, Preprocessing, checksum
+from shared.errors import Rejected
+from shared.schemas import RuntimeView
+from training.index import Item
+from worker.pipeline import decode, lungs, quality
+from worker.pipeline.predictor import Outputs
+from worker.runtimes import networks
+
+SILHOUETTE = 32  # side of the mask that the silhouette baseline sees
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of one image: its measured values, or the code of the refusal (then its tensor is all zero)."""
+
+    id: str
+    refused: str
+    values: dict[str, float]
+
+
+class LungsPredictor:
+    """The lungs network alone, behind the interface that the pipeline asks for."""
+
+    def __init__(self, network: LungsNetwork, weights: Path) -> None:
+        torch.set_num_threads(1)  # one process per core: contended threads are five times slower
+        self.runtime = RuntimeView(name="torch", device="cpu", precision="f32", threads=1)
+        self._module = networks.UNet(network.widths)
+        state = {key: value.float() for key, value in load_file(weights).items()}
+        counters = {k: v for k, v in self._module.state_dict().items() if k.endswith("num_batches_tracked")}
+        self._module.load_state_dict({**state, **counters}, strict=True)
+        self._module.eval()
+
+    def segment(self, tensors: np.ndarray) -> np.ndarray:
+        """Lung probability float32 [N, S, S] of float32 [N, 1, S, S]."""
+        with torch.inference_mode():
+            return torch.sigmoid(self._module(torch.from_numpy(tensors)))[:, 0].numpy()
+
+    def classify(self, tensors: np.ndarray) -> Outputs:
+        """There are no classifiers yet."""
+        raise NotImplementedError("prepare only segments")
+
+
+def lungs_network(config_path: Path, weights: Path) -> LungsNetwork:
+    """The manifest's entry for trained lungs weights."""
+    config = tomllib.loads(config_path.read_text(encoding="utf-8"))
+    return LungsNetwork(
+        file=weights.name,
+        sha256=checksum(weights),
+        widths=config["widths"],
+        input_size=config["input_size"],
+        threshold=config["threshold"],
+    )
+
+
+def prepare(
+    items: list[Item],
+    root: Path,
+    network: LungsNetwork,
+    weights: Path,
+    preprocessing: Preprocessing,
+    out: Path,
+    *,
+    processes: int = 2,
+) -> None:
+    """Write tensors.npy int8 [N, S, S], silhouettes.npy uint8 [N, 32, 32] and rows.jsonl; goes on where it stopped."""
+    out.mkdir(parents=True, exist_ok=True)
+    _same_recipe(out / "recipe.json", network, preprocessing)
+    done = len(read_rows(out))
+    side, count = preprocessing.input_size, len(items)
+    tensors = _array(out / "tensors.npy", (count, side, side), np.int8)
+    silhouettes = _array(out / "silhouettes.npy", (count, SILHOUETTE, SILHOUETTE), np.uint8)
+    paths = [root / item.image for item in items[done:]]
+    with (
+        ProcessPoolExecutor(processes, initializer=_begin, initargs=(network, weights, preprocessing)) as pool,
+        (out / "rows.jsonl").open("a", encoding="utf-8") as file,
+    ):
+        results = tqdm(pool.map(_one, paths, chunksize=16), "prepare", count, initial=done, mininterval=10)
+        for i, (refused, values, tensor, silhouette) in enumerate(results, start=done):
+            tensors[i], silhouettes[i] = tensor, silhouette
+            file.write(json.dumps(asdict(Row(items[i].id, refused, values))) + "\n")
+
+
+def read_rows(out: Path) -> list[Row]:
+    """The rows written so far, in the order of the index."""
+    return list(_rows(out / "rows.jsonl"))
+
+
+def quantise(tensor: np.ndarray, clip: float) -> np.ndarray:
+    """A tensor in -clip..clip as int8; zero, the outside of the lungs, stays exactly zero."""
+    return np.rint(tensor * (127 / clip)).astype(np.int8)
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            yield Row(**json.loads(line))
+
+
+def _same_recipe(path: Path, network: LungsNetwork, preprocessing: Preprocessing) -> None:
+    """What another lungs network or preprocessing prepared is not gone on with."""
+    recipe = json.dumps({"lungs": network.model_dump(), "preprocessing": preprocessing.model_dump()})
+    if path.is_file() and path.read_text(encoding="utf-8") != recipe:
+        (path.parent / "rows.jsonl").unlink(missing_ok=True)
+    path.write_text(recipe, encoding="utf-8")
+
+
+def _array(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    if path.is_file():
+        found = np.load(path, mmap_mode="r+")
+        if found.shape == shape and found.dtype == dtype:
+            return found
+    return np.lib.format.open_memmap(path, "w+", dtype=dtype, shape=shape)
+
+
+_state: tuple[LungsPredictor, LungsNetwork, Preprocessing]
+
+
+def _begin(network: LungsNetwork, weights: Path, preprocessing: Preprocessing) -> None:
+    global _state
+    _state = (LungsPredictor(network, weights), network, preprocessing)
+
+
+def _one(path: Path) -> tuple[str, dict[str, float], np.ndarray, np.ndarray]:
+    """One image as serving sees it, its limits aside: they are chosen from these very values."""
+    predictor, network, preprocessing = _state
+    side = preprocessing.input_size
+    empty = np.zeros((side, side), np.int8), np.zeros((SILHOUETTE, SILHOUETTE), np.uint8)
+    try:
+        radiograph = decode.decode(path.read_bytes())
+        values = quality.check_image(radiograph, {})
+        found = lungs.find(radiograph.pixels, predictor, network, preprocessing)
+        values |= quality.check_lungs(radiograph, found, {})
+    except Rejected as error:
+        return error.code, {}, *empty
+    tensor = lungs.tensor(radiograph.pixels, found, preprocessing)
+    return "", values, quantise(tensor, preprocessing.clip), silhouette(found.mask)
+
+
+def silhouette(mask: np.ndarray) -> np.ndarray:
+    """The mask bool [H, W] in its square, as uint8 [32, 32]: where the lungs are and what shape they have, no more."""
+    return np.rint(lungs.resize(lungs.square_of(mask.astype(np.float32)), SILHOUETTE) * 255).astype(np.uint8)
