@@ -39,7 +39,7 @@ def _read(data: bytes) -> pydicom.Dataset:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             dataset = pydicom.dcmread(io.BytesIO(data), force=True)
-            if not any(element.tag.group >= 0x0008 for element in dataset):
+            if data[128:132] != b"DICM" and "SOPClassUID" not in dataset:
                 raise Unreadable("undecodable", "the content is no image and no DICOM file")
             if not getattr(dataset.file_meta, "TransferSyntaxUID", None):
                 dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian

@@ -8,6 +8,7 @@ from pathlib import Path
 from shared.bundles import Bundle
 from shared.errors import Misconfigured
 from worker.pipeline.predictor import Predictor
+from worker.runtimes import compiled
 
 
 def open_predictor(
@@ -34,6 +35,12 @@ def open_predictor(
     if precision == "auto":
         precision = "bf16" if device == "cuda" else "f32"
     return TorchPredictor(bundle, device=device, precision=precision, threads=threads)
+
+
+def prepare(bundle: Bundle, *, cache: Path, runtime: str = "auto", device: str = "cpu") -> None:
+    """Compile now what the first `open_predictor` would, without loading anything here. BundleError, Misconfigured."""
+    if _chosen(runtime, device) == "openvino":
+        compiled.ensure(bundle, cache)
 
 
 def _chosen(runtime: str, device: str) -> str:

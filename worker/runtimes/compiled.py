@@ -48,6 +48,11 @@ def ensure(bundle: Bundle, cache: Path) -> Path:
     return folder(bundle, cache)
 
 
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextmanager
 def locked(cache: Path) -> Iterator[None]:
     """Hold the cache's lock: of several workers that start together one compiles and the others wait."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ class OpenVINOPredictor:
 
     def __init__(self, bundle: Bundle, *, cache: Path, precision: str = "auto", threads: int = 0) -> None:
         graphs = compiled.ensure(bundle, cache)
-        used = threads or len(os.sched_getaffinity(0))
+        used = threads or compiled.cores()
         core = openvino.Core()
         self._lungs = _open(core, graphs / "lungs.xml", precision, used)
         self._classifiers = _open(core, graphs / "classifiers.xml", precision, used)

@@ -1,0 +1,83 @@
+"""A worker's parts on a real database, with the tiny bundle; jobs to give it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from shared import jobs, views
+from shared.bundles import Bundle
+from shared.db import Database, reading, transaction
+from shared.schemas import JobView
+from shared.settings import Settings
+from shared.storage import open_storage
+from tests.builders import tiny_bundle
+from worker.parts import Parts, open_parts
+from worker.runtimes import compiled
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return tiny_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(scope="session")
+def compiled_home(tiny: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home whose cache already holds the tiny bundle's graphs."""
+    home = tmp_path_factory.mktemp("home")
+    compiled.ensure(tiny, home / "cache")
+    return home
+
+
+@pytest.fixture
+def settings(settings: Settings, tiny: Bundle, compiled_home: Path) -> Settings:
+    """Settings of a worker on a migrated database of its own."""
+    (settings.home / "cache").symlink_to(compiled_home / "cache")
+    return settings.model_copy(update={"bundle": tiny.root, "pulse_s": 0.2})
+
+
+@pytest.fixture
+def parts(settings: Settings, tiny: Bundle, database: Database) -> Iterator[Parts]:
+    """What a worker process holds; the bells it rings are those of the `rung` fixture."""
+    opened = open_parts(settings, tiny, queues=("analyze", "explain"), threads=1)
+    opened.database.engine.dispose()
+    opened.database = database
+    yield opened
+    opened.sandbox.close()
+
+
+@pytest.fixture
+def submit(database: Database, settings: Settings, tenant_id: str) -> Callable[..., str]:
+    """Store bytes, submit a job for them, and return its id."""
+
+    def one(data: bytes, **wishes: object) -> str:
+        job_id = jobs.new_id()
+        key = f"{tenant_id}/{job_id}/input"
+        open_storage(settings).put(key, data, "image/png")
+        with transaction(database) as session:
+            jobs.submit(
+                session,
+                settings,
+                tenant_id=tenant_id,
+                job_id=job_id,
+                blob_key=key,
+                media_type="image/png",
+                size=len(data),
+                sha256=hashlib.sha256(data).hexdigest(),
+                **wishes,  # type: ignore[arg-type]
+            )
+        return job_id
+
+    return one
+
+
+@pytest.fixture
+def job_of(database: Database, tenant_id: str) -> Callable[[str], JobView]:
+    def read(job_id: str) -> JobView:
+        with reading(database) as session:
+            return views.view(session, views.get(session, tenant_id, job_id))
+
+    return read

@@ -1,0 +1,306 @@
+"""What becomes of a claimed row: every end it can have, on a real database and real files."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from sqlalchemy import select, update
+
+from shared import explanations, jobs, ledger, views
+from shared.db import reading, transaction
+from shared.errors import Unavailable
+from shared.models import Explanation, Job, Worker
+from shared.queue import ANALYZE, EXPLAIN
+from shared.schemas import JobView, Status
+from tests import builders
+from worker import lease as leasing
+from worker import loop
+from worker.parts import Parts
+from worker.pipeline import explain, render
+
+Submit = Callable[..., str]
+JobOf = Callable[[str], JobView]
+
+FILM = builders.chest(3)
+
+
+def artifact(parts: Parts, tenant_id: str, job_id: str, name: str) -> bytes:
+    with reading(parts.database) as session:
+        key = views.artifact(session, tenant_id, job_id, name).key
+    return parts.storage.get(key)
+
+
+def test_a_film_becomes_a_diagnosis_and_then_a_picture(
+    parts: Parts, submit: Submit, job_of: JobOf, tenant_id: str, rung: list[str]
+) -> None:
+    job_id = submit(builders.png(FILM), explain=["gradcam"])
+    loop.drain(parts, EXPLAIN)
+    assert job_of(job_id).explanations["gradcam"].status is Status.QUEUED  # it waits for its diagnosis
+    loop.drain(parts, ANALYZE)
+    job = job_of(job_id)
+    assert job.status is Status.SUCCEEDED
+    assert job.stage is None
+    assert job.result is not None
+    assert job.result.bundle == job.bundle == parts.bundle.identity
+    assert set(job.result.per_model) == set(builders.NETWORKS)
+    assert [stage.name for stage in job.result.stages] == ["decode", "quality", "lungs", "networks", "vote"]
+    assert rung[-1] == EXPLAIN
+    np.testing.assert_array_equal(render.read_png(artifact(parts, tenant_id, job_id, "input.png")), FILM)
+    assert render.read_png(artifact(parts, tenant_id, job_id, "lungs.png")).shape == FILM.shape
+    cams = explain.read_cams(artifact(parts, tenant_id, job_id, "cams.npz"))
+    assert cams.maps.shape == (3, 4, 7, 7)
+    assert cams.classes == job.result.classes
+    before = job.result
+    loop.drain(parts, EXPLAIN)
+    job = job_of(job_id)
+    said = job.explanations["gradcam"]
+    assert said.status is Status.SUCCEEDED, said.error
+    assert said.result is not None
+    assert said.result["class"] == job.result.top_class if job.result else None
+    assert sorted(said.artifacts) == ["gradcam.jpg", "gradcam.png"]
+    assert render.read_png(artifact(parts, tenant_id, job_id, "gradcam.png")).shape == (*FILM.shape, 3)
+    assert job.result == before
+
+
+def test_an_explanation_infers_nothing(parts: Parts, submit: Submit, job_of: JobOf) -> None:
+    job_id = submit(builders.png(FILM), explain=["gradcam"])
+    loop.drain(parts, ANALYZE)
+    parts._predictor = None
+    loop.drain(parts, EXPLAIN)
+    assert job_of(job_id).explanations["gradcam"].status is Status.SUCCEEDED
+    assert parts.loaded is None
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (builders.png(FILM)[:3000], "truncated"),
+        (b"%PDF-1.4", "undecodable"),
+        (builders.png(np.full((300, 300), 128, np.uint8)), "low_contrast"),
+        (builders.png(builders.chest(1, (64, 60))), "too_small"),
+        (builders.dicom_without_pixels(), "no_pixels"),
+    ],
+)
+def test_what_cannot_be_judged_is_rejected_with_a_reason(
+    parts: Parts, submit: Submit, job_of: JobOf, data: bytes, code: str
+) -> None:
+    job_id = submit(data, explain=["gradcam"])
+    loop.drain(parts, ANALYZE)
+    job = job_of(job_id)
+    assert job.status is Status.REJECTED
+    assert job.reason is not None
+    assert job.reason.code == code
+    assert job.result is None
+    assert job.explanations["gradcam"].status is Status.CANCELED
+
+
+def test_one_worker_does_all_that_waits_in_the_order_of_service(parts: Parts, submit: Submit, job_of: JobOf) -> None:
+    routine = [submit(builders.png(builders.chest(seed))) for seed in range(3)]
+    stat = submit(builders.png(FILM), priority="stat")
+    loop.drain(parts, ANALYZE)
+    done = sorted([*routine, stat], key=lambda job_id: job_of(job_id).finished_at or 0)
+    assert done == [stat, *routine]
+    assert all(job_of(job_id).status is Status.SUCCEEDED for job_id in done)
+
+
+def test_a_missing_file_is_our_failure(parts: Parts, submit: Submit, job_of: JobOf, tenant_id: str) -> None:
+    job_id = submit(builders.png(FILM))
+    parts.storage.delete(f"{tenant_id}/{job_id}/input")
+    loop.drain(parts, ANALYZE)
+    job = job_of(job_id)
+    assert job.status is Status.FAILED
+    assert job.error is not None
+    assert job.error.code == "blob_not_found"
+
+
+def test_an_unforeseen_error_fails_the_job_and_not_the_worker(
+    parts: Parts, submit: Submit, job_of: JobOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, good = submit(builders.png(FILM), priority="stat"), submit(builders.png(builders.chest(4)))
+    real, calls = parts.predictor.classify, []
+
+    def once(tensors: np.ndarray) -> object:
+        calls.append(1)
+        if len(calls) == 1:
+            raise RuntimeError("patient Doe")
+        return real(tensors)
+
+    monkeypatch.setattr(parts.predictor, "classify", once)
+    loop.drain(parts, ANALYZE)
+    failed = job_of(bad)
+    assert failed.status is Status.FAILED
+    assert failed.error is not None
+    assert failed.error.code == "internal_error"
+    assert "Doe" not in failed.error.detail
+    assert job_of(good).status is Status.SUCCEEDED
+
+
+def test_a_store_that_is_away_puts_the_job_off(
+    parts: Parts, submit: Submit, job_of: JobOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = submit(builders.png(FILM))
+
+    def away(*_: object) -> None:
+        raise Unavailable
+
+    monkeypatch.setattr(parts.storage, "put", away)
+    loop.drain(parts, ANALYZE)
+    job = job_of(job_id)
+    assert job.status is Status.QUEUED
+    assert job.attempt == 1
+    with reading(parts.database) as session:
+        assert session.get_one(Job, job_id).losses == 0
+        assert not ledger.waiting(session, Job, 1)  # not before RETRY_S
+
+
+def test_a_failed_explanation_never_touches_the_diagnosis(
+    parts: Parts, submit: Submit, job_of: JobOf, tenant_id: str
+) -> None:
+    job_id = submit(builders.png(FILM), explain=["gradcam"])
+    loop.drain(parts, ANALYZE)
+    before = job_of(job_id).result
+    with reading(parts.database) as session:
+        key = views.artifact(session, tenant_id, job_id, "cams.npz").key
+    kept = parts.storage.get(key)
+    parts.storage.delete(key)
+    loop.drain(parts, EXPLAIN)
+    job = job_of(job_id)
+    assert job.explanations["gradcam"].status is Status.FAILED
+    assert (job.status, job.result) == (Status.SUCCEEDED, before)
+    parts.storage.put(key, kept, "application/zip")
+    with transaction(parts.database) as session:
+        explanations.request(session, tenant_id, job_id, "gradcam")
+    loop.drain(parts, EXPLAIN)
+    assert job_of(job_id).explanations["gradcam"].status is Status.SUCCEEDED
+
+
+def test_a_method_of_another_version_fails_at_once(parts: Parts, submit: Submit) -> None:
+    job_id = submit(builders.png(FILM), explain=["gradcam"])
+    loop.drain(parts, ANALYZE)
+    with transaction(parts.database) as session:
+        session.execute(update(Explanation).where(Explanation.job_id == job_id).values(method="other"))
+    loop.drain(parts, EXPLAIN)
+    with reading(parts.database) as session:
+        row = session.scalars(select(Explanation).where(Explanation.job_id == job_id)).one()
+    assert row.status == Status.FAILED
+    assert row.error["code"] == "not_available"
+
+
+class Slow:
+    """A stand-in for the networks that takes its time, which is how a job is met in the middle."""
+
+    def __init__(self, parts: Parts, seconds: float) -> None:
+        self.entered = threading.Event()
+        self.real, self.seconds = parts.predictor, seconds
+        self.runtime = parts.predictor.runtime
+        parts._predictor = self  # type: ignore[assignment]
+
+    def segment(self, tensors: np.ndarray) -> np.ndarray:
+        self.entered.set()
+        time.sleep(self.seconds)
+        return self.real.segment(tensors)
+
+    def classify(self, tensors: np.ndarray) -> object:
+        return self.real.classify(tensors)
+
+
+def in_background(parts: Parts, bell: str) -> threading.Thread:
+    thread = threading.Thread(target=loop.drain, args=(parts, bell))
+    thread.start()
+    return thread
+
+
+def test_a_running_job_is_canceled_at_its_next_stage(
+    parts: Parts, submit: Submit, job_of: JobOf, tenant_id: str
+) -> None:
+    parts.settings = parts.settings.model_copy(update={"renew_s": 0.2})
+    slow = Slow(parts, 1.5)
+    job_id = submit(builders.png(FILM))
+    thread = in_background(parts, ANALYZE)
+    assert slow.entered.wait(10)
+    time.sleep(0.5)
+    assert job_of(job_id).stage == "lungs"
+    with transaction(parts.database) as session:
+        jobs.cancel(session, tenant_id, job_id)
+    thread.join(10)
+    assert job_of(job_id).status is Status.CANCELED
+
+
+def test_the_lease_is_renewed_while_the_networks_run(parts: Parts, submit: Submit, job_of: JobOf) -> None:
+    parts.settings = parts.settings.model_copy(update={"renew_s": 0.2, "lease_s": 0.8})
+    slow = Slow(parts, 2.0)
+    job_id = submit(builders.png(FILM))
+    thread = in_background(parts, ANALYZE)
+    assert slow.entered.wait(10)
+    while thread.is_alive():
+        with transaction(parts.database) as session:
+            jobs.expire(session, parts.settings)
+        time.sleep(0.1)
+    job = job_of(job_id)
+    assert (job.status, job.attempt) == (Status.SUCCEEDED, 1)
+
+
+def test_a_worker_that_lost_its_row_writes_nothing(parts: Parts, submit: Submit, job_of: JobOf) -> None:
+    parts.settings = parts.settings.model_copy(update={"renew_s": 60.0, "lease_s": 0.3})
+    slow = Slow(parts, 1.5)
+    job_id = submit(builders.png(FILM))
+    thread = in_background(parts, ANALYZE)
+    assert slow.entered.wait(10)
+    time.sleep(0.5)
+    with transaction(parts.database) as session:
+        jobs.expire(session, parts.settings)
+        (claim,) = ledger.claim_next(session, Job, 1, lease_s=60)
+    thread.join(10)
+    job = job_of(job_id)
+    assert (job.status, job.attempt) == (Status.RUNNING, 2)
+    assert not job.artifacts
+    with transaction(parts.database) as session:
+        jobs.hand_back(session, claim)
+
+
+def test_a_worker_that_stops_hands_back_what_takes_long(
+    parts: Parts, submit: Submit, job_of: JobOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leasing, "HAND_BACK_S", 0.3)
+    slow = Slow(parts, 2.0)
+    job_id, next_id = submit(builders.png(FILM)), submit(builders.png(FILM))
+    thread = in_background(parts, ANALYZE)
+    assert slow.entered.wait(10)
+    parts.stop.set()
+    time.sleep(1.0)
+    assert job_of(job_id).status is Status.QUEUED
+    thread.join(10)
+    for untouched in (job_id, next_id):
+        assert job_of(untouched).status is Status.QUEUED
+    with reading(parts.database) as session:
+        assert session.get_one(Job, job_id).losses == 0
+
+
+def test_the_pulse_says_who_lives_and_works_where_no_bell_rang(parts: Parts, submit: Submit, job_of: JobOf) -> None:
+    pulse = loop.Pulse(parts)
+    pulse.start()
+    job_id = submit(builders.png(FILM))
+    deadline = time.monotonic() + 15
+    while not job_of(job_id).status.terminal and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert job_of(job_id).status is Status.SUCCEEDED
+    with reading(parts.database) as session:
+        row = session.get_one(Worker, parts.worker_id)
+        assert (row.queues, row.bundle) == (["analyze", "explain"], parts.bundle.identity)
+        assert row.runtime == parts.predictor.runtime.model_dump()
+    pulse.stop()
+    with reading(parts.database) as session:
+        assert session.get(Worker, parts.worker_id) is None
+
+
+def test_several_rows_are_claimed_at_once_where_the_operator_says_so(
+    parts: Parts, submit: Submit, job_of: JobOf
+) -> None:
+    parts.settings = parts.settings.model_copy(update={"claim_batch": 3})
+    ids = [submit(builders.png(builders.chest(seed))) for seed in range(5)]
+    loop.drain(parts, ANALYZE)
+    assert {job_of(job_id).status for job_id in ids} == {Status.SUCCEEDED}

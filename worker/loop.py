@@ -1,0 +1,109 @@
+"""A bell wakes a worker, which works until nothing is left; its pulse also looks for work that no bell announced."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from shared import backlog, ledger, logs, workers
+from shared.db import reading, transaction
+from shared.models import Leased
+from shared.queue import ANALYZE, EXPLAIN
+from worker import analysis, explanation
+from worker.lease import HAND_BACK_S, LEAVE_S, Lease
+from worker.parts import Parts
+
+HANDLERS: Mapping[str, Callable[[Parts, Lease], None]] = {ANALYZE: analysis.run, EXPLAIN: explanation.run}
+
+JOIN_S = 5.0
+
+log = logs.get("worker.loop")
+
+
+def drain(parts: Parts, bell: str) -> None:
+    """Claim and work until no row of this kind waits or the worker stops."""
+    with parts.busy:
+        _drain(parts, bell)
+
+
+def _drain(parts: Parts, bell: str) -> None:
+    table, settings = backlog.TABLES[bell], parts.settings
+    if bell == ANALYZE:
+        assert parts.predictor  # a worker whose networks do not load must not take a job
+    while not parts.stop.is_set():
+        with transaction(parts.database) as session:
+            claims = ledger.claim_next(session, table, settings.claim_batch, lease_s=settings.lease_s)
+        if not claims:
+            return
+        with ExitStack() as held:
+            for lease in [held.enter_context(Lease(parts, claim)) for claim in claims]:
+                HANDLERS[bell](parts, lease)
+
+
+class Pulse:
+    """The heartbeat of one worker process; `start` after the fork, `stop` before the end."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._stopped = threading.Event()
+        self._seen: dict[str, str] = {}
+        self._thread = threading.Thread(target=self._beat, name="pulse", daemon=True)
+
+    def start(self) -> None:
+        """Say at once that this worker lives, load what the first row would wait for, and go on."""
+        self._thread.start()
+        if ANALYZE in self._parts.queues:
+            threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
+
+    def stop(self) -> None:
+        """Let the work of other threads end or hand it back, and sign off."""
+        self._stopped.set()
+        self._thread.join(JOIN_S)
+        if self._parts.busy.acquire(timeout=HAND_BACK_S + LEAVE_S):
+            self._parts.busy.release()
+        try:
+            with transaction(self._parts.database) as session:
+                workers.leave(session, self._parts.worker_id)
+        except SQLAlchemyError as error:
+            log.warning("not_signed_off", error=type(error).__name__)
+
+    def _warm_up(self) -> None:
+        try:
+            self._parts.sandbox.start()
+            assert self._parts.predictor
+            self._say()
+        except Exception:
+            log.exception("not_loaded")
+
+    def _beat(self) -> None:
+        while True:
+            try:
+                self._say()
+                self._look()
+            except SQLAlchemyError as error:
+                log.warning("no_heartbeat", error=type(error).__name__)
+            if self._stopped.wait(self._parts.settings.pulse_s):
+                return
+
+    def _say(self) -> None:
+        parts = self._parts
+        loaded = parts.loaded.runtime.model_dump() if parts.loaded else None
+        with transaction(parts.database) as session:
+            columns = {"queues": list(parts.queues), "bundle": parts.bundle.identity, "runtime": loaded}
+            workers.beat(session, parts.worker_id, **columns)
+
+    def _look(self) -> None:
+        """Work without a bell on what has waited since the last look: bells get lost, and consumers go deaf."""
+        for bell in set(self._parts.queues) & set(HANDLERS):
+            waits = self._first(backlog.TABLES[bell])
+            if waits is not None and waits == self._seen.get(bell) and not self._parts.busy.locked():
+                log.warning("no_bell_rang", queue=bell, row=waits)
+                threading.Thread(target=drain, args=(self._parts, bell), name=f"unrung-{bell}", daemon=True).start()
+            self._seen[bell] = waits or ""
+
+    def _first(self, table: type[Leased]) -> str | None:
+        with reading(self._parts.database) as session:
+            return next(iter(ledger.waiting(session, table, 1)), None)
