@@ -1,0 +1,118 @@
+"""Engine and sessions: short transactions that commit first and ring their bells after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, cast
+
+from sqlalchemy import CursorResult, Engine, create_engine, event, func, select
+from sqlalchemy.engine import URL, Connection, make_url
+from sqlalchemy.orm import Session, sessionmaker
+
+from shared.errors import Misconfigured
+from shared.settings import Settings
+
+BELLS = "bells"
+BUSY_TIMEOUT_S = 30
+CONNECT_TIMEOUT_S = 3
+POOL_TIMEOUT_S = 5
+
+
+def _silent(bell: str) -> None:
+    """The ringer of a process that wakes nobody, such as a migration or a test."""
+
+
+@dataclass(frozen=True)
+class Database:
+    """One database as one process sees it; `ring` is called with each bell of a transaction after its commit."""
+
+    engine: Engine
+    writes: sessionmaker[Session]
+    reads: sessionmaker[Session]
+    ring: Callable[[str], None] = _silent
+
+
+def open_database(settings: Settings, ring: Callable[[str], None] | None = None) -> Database:
+    """The database that the settings name; connects at the first use."""
+    engine = create_engine(url_of(settings), **_options(url_of(settings)))
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    writing = engine.execution_options(hilum_write=True)
+    return Database(
+        engine,
+        sessionmaker(writing, expire_on_commit=False),
+        sessionmaker(engine, expire_on_commit=False),
+        ring or _silent,
+    )
+
+
+def url_of(settings: Settings) -> URL:
+    """The SQLAlchemy URL in force; platforms hand out `postgres://`, which means psycopg here."""
+    url = make_url(settings.database)
+    if url.drivername in ("postgres", "postgresql"):
+        return url.set(drivername="postgresql+psycopg")
+    if url.get_backend_name() not in ("postgresql", "sqlite"):
+        raise Misconfigured(f"DATABASE_URL names {url.drivername}; Hilum speaks PostgreSQL and SQLite")
+    return url
+
+
+@contextmanager
+def transaction(database: Database) -> Iterator[Session]:
+    """A session that may write: commits at the end, then rings the bells left in it; an error rolls all back."""
+    with database.writes.begin() as session:
+        yield session
+    for bell in sorted(session.info.pop(BELLS, ())):
+        database.ring(bell)
+
+
+@contextmanager
+def reading(database: Database) -> Iterator[Session]:
+    """A session that only reads; what it holds is given back at the end."""
+    with database.reads() as session:
+        yield session
+
+
+def clock(session: Session) -> datetime:
+    """The time by which leases are judged: the database server's, for workers' clocks differ."""
+    if session.get_bind().dialect.name == "postgresql":
+        return session.scalars(select(func.clock_timestamp())).one().astimezone(UTC)
+    return datetime.now(UTC)
+
+
+def written(session: Session, statement: Any) -> int:
+    """Execute an INSERT or UPDATE and say how many rows it wrote."""
+    return cast("CursorResult[Any]", session.execute(statement)).rowcount
+
+
+def _options(url: URL) -> dict[str, object]:
+    if url.get_backend_name() == "sqlite":
+        return {"connect_args": {"timeout": BUSY_TIMEOUT_S}, "pool_size": 20, "max_overflow": 40}
+    connect = {"connect_timeout": CONNECT_TIMEOUT_S, "application_name": "hilum"}
+    return {
+        "connect_args": connect,
+        "pool_size": 10,
+        "max_overflow": 20,
+        "pool_timeout": POOL_TIMEOUT_S,
+        "pool_pre_ping": True,
+    }
+
+
+def _prepare_sqlite(connection: object, _: object) -> None:
+    """An accepted job survives a power cut: write-ahead log, and every commit reaches the disk."""
+    connection.isolation_level = None  # type: ignore[attr-defined]  # transactions begin where _begin_sqlite says
+    cursor = connection.cursor()  # type: ignore[attr-defined]
+    cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_S * 1000}")
+    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    """Writers take the lock at once: a read that turns into a write could not wait for it, it would fail."""
+    immediate = connection.get_execution_options().get("hilum_write")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")

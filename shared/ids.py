@@ -1,0 +1,14 @@
+"""Identifiers: a prefix that names the kind, and a ULID, which sorts by the time it was made."""
+
+from __future__ import annotations
+
+import re
+
+from ulid import ULID
+
+PATTERN = re.compile(r"[a-z]{3}_[0-9A-HJKMNP-TV-Z]{26}")
+
+
+def new(prefix: str) -> str:
+    """A new id such as `job_01JDJ5W1M0QZ8N4T7X2B9C3D6F`."""
+    return f"{prefix}_{ULID()}"

@@ -1,0 +1,152 @@
+"""The life of a job: queued -> running -> succeeded | failed | rejected, or canceled. Every change is made here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import update
+from sqlalchemy.orm import Session
+
+from shared import explanations, ids, ledger, outbox, views
+from shared.artifacts import Stored, keep
+from shared.db import clock, written
+from shared.errors import Conflict
+from shared.ledger import Claim
+from shared.models import Job
+from shared.queue import ANALYZE, ring_after_commit
+from shared.schemas import Analysis, Failure, Method, Priority, Reason, Status
+from shared.settings import Settings
+
+LOST = Failure(code="worker_lost", detail="Every worker that took this job died or stopped answering.")
+
+
+def new_id() -> str:
+    """The id of a job that does not exist yet: its blob is stored under it first."""
+    return ids.new("job")
+
+
+def submit(
+    session: Session,
+    settings: Settings,
+    *,
+    tenant_id: str,
+    job_id: str,
+    blob_key: str,
+    media_type: str,
+    size: int,
+    sha256: str,
+    explain: Sequence[Method] = (),
+    priority: Priority = "routine",
+    external_id: str | None = None,
+    metadata: dict[str, Any] | None = None,
+) -> Job:
+    """A new queued job for a blob that is stored already (`size` in bytes); rings after the commit."""
+    now = clock(session)
+    job = Job(
+        id=job_id,
+        tenant_id=tenant_id,
+        status=Status.QUEUED.value,
+        priority=priority,
+        created_at=now,
+        due_at=now + timedelta(seconds=settings.waiting_limits_s[priority]),
+        ready_at=now,
+        external_id=external_id,
+        free=metadata or {},
+        blob_key=blob_key,
+        media_type=media_type,
+        size=size,
+        sha256=sha256,
+    )
+    session.add(job)
+    session.flush()
+    for method in explain:
+        explanations.hold(session, job, method)
+    ring_after_commit(session, ANALYZE)
+    return job
+
+
+def finish(session: Session, claim: Claim, analysis: Analysis, artifacts: Sequence[Stored]) -> None:
+    """The diagnosis becomes durable; explanations that were asked for may begin. LeaseLost."""
+    ledger.settle(
+        session,
+        claim,
+        Status.SUCCEEDED,
+        stage=None,
+        bundle=analysis.bundle,
+        top_class=analysis.top_class,
+        result=analysis.model_dump(mode="json"),
+    )
+    keep(session, claim.tenant_id, claim.id, artifacts)
+    explanations.release(session, claim.id)
+    outbox.record(session, claim.tenant_id, claim.id, "job.succeeded")
+
+
+def reject(session: Session, claim: Claim, reason: Reason, bundle: str, artifacts: Sequence[Stored] = ()) -> None:
+    """The answer is that the image cannot honestly be judged. LeaseLost."""
+    ledger.settle(session, claim, Status.REJECTED, stage=None, bundle=bundle, reason=reason.model_dump(mode="json"))
+    keep(session, claim.tenant_id, claim.id, artifacts)
+    _ended(session, claim.tenant_id, claim.id, "job.rejected", code=reason.code)
+
+
+def fail(session: Session, claim: Claim, failure: Failure) -> None:
+    """Our fault, with a stable code. LeaseLost."""
+    ledger.settle(session, claim, Status.FAILED, stage=None, error=failure.model_dump(mode="json"))
+    _ended(session, claim.tenant_id, claim.id, "job.failed", code=failure.code)
+
+
+def stop(session: Session, claim: Claim) -> None:
+    """The worker saw that its owner wants no answer any more. LeaseLost."""
+    ledger.settle(session, claim, Status.CANCELED, stage=None)
+    _ended(session, claim.tenant_id, claim.id, "job.canceled")
+
+
+def hand_back(session: Session, claim: Claim) -> None:
+    """A worker that stops gives its row to another; it is not counted against the job. LeaseLost."""
+    ledger.requeue(session, claim, stage=None)
+    ring_after_commit(session, ANALYZE)
+
+
+def cancel(session: Session, tenant_id: str, job_id: str) -> Job:
+    """Cancel at once what is queued, at its next stage what runs; Conflict when it ended otherwise. NotFound."""
+    queued = update(Job).where(Job.id == job_id, Job.tenant_id == tenant_id, Job.status == Status.QUEUED.value)
+    values = {"status": Status.CANCELED.value, "finished_at": clock(session), "version": Job.version + 1}
+    if written(session, queued.values(**values, cancel_requested=True)):
+        _ended(session, tenant_id, job_id, "job.canceled")
+        return views.get(session, tenant_id, job_id)
+    running = update(Job).where(Job.id == job_id, Job.tenant_id == tenant_id, Job.status == Status.RUNNING.value)
+    session.execute(running.values(cancel_requested=True))
+    job = views.get(session, tenant_id, job_id)
+    if job.status not in (Status.RUNNING, Status.CANCELED):
+        raise Conflict(f"The job has {job.status}: it cannot be canceled any more.", code="already_ended")
+    return job
+
+
+def expire(session: Session, settings: Settings) -> ledger.Expired:
+    """Free the jobs whose worker is gone; what lost too many workers fails, what was to be canceled is."""
+    expired = ledger.requeue_expired(session, Job, max_losses=settings.max_attempts)
+    ledger.end_expired(session, Job, expired.canceled, Status.CANCELED, stage=None)
+    ledger.end_expired(session, Job, expired.exhausted, Status.FAILED, stage=None, error=LOST.model_dump())
+    for job_id in expired.canceled:
+        _ended(session, _tenant_of(session, job_id), job_id, "job.canceled")
+    for job_id in expired.exhausted:
+        _ended(session, _tenant_of(session, job_id), job_id, "job.failed", code=LOST.code)
+    if expired.requeued:
+        session.execute(_unstaged(expired.requeued))
+        ring_after_commit(session, ANALYZE)
+    return expired
+
+
+def _ended(session: Session, tenant_id: str, job_id: str, event: str, **payload: Any) -> None:
+    """A job ended without a diagnosis: nothing is left to explain."""
+    explanations.drop(session, job_id)
+    outbox.record(session, tenant_id, job_id, event, **payload)
+
+
+def _unstaged(job_ids: Sequence[str]) -> Any:
+    return update(Job).where(Job.id.in_(job_ids)).values(stage=None)
+
+
+def _tenant_of(session: Session, job_id: str) -> str:
+    return session.get_one(Job, job_id).tenant_id

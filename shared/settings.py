@@ -1,0 +1,109 @@
+"""The one place that reads the environment: every setting, its unit and its default."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import AliasChoices, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Settings(BaseSettings):
+    """Settings of one process, read once at its entry point; variables are `HILUM_<NAME>` unless an alias is named."""
+
+    model_config = SettingsConfigDict(env_prefix="HILUM_", extra="ignore", frozen=True, populate_by_name=True)
+
+    home: Path = Field(Path(".hilum"), description="folder of the embedded database, blobs, broker and caches")
+    database_url: str = Field(
+        "",
+        validation_alias=AliasChoices("DATABASE_URL", "HILUM_DATABASE_URL"),
+        description="SQLAlchemy URL; empty: SQLite in home",
+    )
+    broker_url: str = Field(
+        "",
+        validation_alias=AliasChoices("REDIS_URL", "HILUM_BROKER_URL"),
+        description="Celery broker; empty: `hilum up` starts a Redis of its own",
+    )
+    storage_url: str = Field("", description="file:///path or s3://bucket/prefix; empty: a folder in home")
+    s3_endpoint: str = Field("", description="endpoint of an S3-compatible store; empty: AWS")
+    s3_region: str = Field("us-east-1", validation_alias=AliasChoices("AWS_REGION", "HILUM_S3_REGION"))
+    s3_access_key: str = Field("", validation_alias=AliasChoices("AWS_ACCESS_KEY_ID", "HILUM_S3_ACCESS_KEY"))
+    s3_secret_key: str = Field("", validation_alias=AliasChoices("AWS_SECRET_ACCESS_KEY", "HILUM_S3_SECRET_KEY"))
+
+    host: str = Field("127.0.0.1", description="address the API binds")
+    port: int = Field(
+        8000,
+        validation_alias=AliasChoices("PORT", "HILUM_PORT"),
+        ge=0,
+        le=65535,
+        description="port the API binds",
+    )
+    legacy_open: bool = Field(False, description="answer /predict and /explain/lime without a key")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    no_color: str = Field("", validation_alias=AliasChoices("NO_COLOR"), description="any value: no colours")
+
+    max_upload_bytes: int = Field(100 * 2**20, gt=0, description="larger uploads get 413")
+    max_wait_s: float = Field(60.0, gt=0, le=60, description="longest wait of a waiting route")
+    notifier_tick_s: float = Field(0.1, gt=0, description="how often one query looks for changes while someone waits")
+
+    lease_s: float = Field(10.0, gt=0, description="a claimed row is free again after this, unless renewed")
+    renew_s: float = Field(3.0, gt=0, description="how often a worker renews its lease")
+    max_attempts: int = Field(3, ge=1, description="a job that lost this many workers fails")
+    job_deadline_s: float = Field(180.0, gt=0, description="a worker that takes longer over one row ends itself")
+    pulse_s: float = Field(5.0, gt=0, description="how often a worker says it lives and looks for unannounced work")
+    claim_batch: int = Field(1, ge=1, description="rows one worker claims at a time")
+    wait_limit_stat_s: float = Field(0.0, ge=0)
+    wait_limit_urgent_s: float = Field(300.0, ge=0)
+    wait_limit_routine_s: float = Field(3600.0, ge=0)
+    sweep_every_s: float = Field(1.0, gt=0, description="pause between two rounds of `hilum sweep`")
+    broker_timeout_s: float = Field(3.0, gt=0, description="a bell never blocks longer than this")
+
+    bundle: Path = Field(ROOT / "bundles" / "hilum-cxr" / "0.1.0", description="folder of the active bundle")
+    runtime: Literal["auto", "openvino", "torch"] = "auto"
+    precision: Literal["auto", "bf16", "f32"] = "auto"
+    device: Literal["cpu", "cuda"] = "cpu"
+    threads: int = Field(0, ge=0, description="threads of one worker; 0: every core this process may use")
+
+    max_pixels: int = Field(50_000_000, gt=0, description="images with more pixels are rejected unread")
+    decode_memory_bytes: int = Field(3 * 2**30, gt=0, description="address space of one decoding child")
+    decode_timeout_s: float = Field(20.0, gt=0, description="a decoding child is killed after this")
+
+    @property
+    def database(self) -> str:
+        """The SQLAlchemy URL in force."""
+        return self.database_url or f"sqlite:///{(self.home / 'hilum.db').resolve()}"
+
+    @property
+    def storage(self) -> str:
+        """The storage URL in force."""
+        return self.storage_url or (self.home / "blobs").resolve().as_uri()
+
+    @property
+    def cache(self) -> Path:
+        """The folder of compiled graphs."""
+        return self.home / "cache"
+
+    @property
+    def waiting_limits_s(self) -> dict[str, float]:
+        """Seconds that each priority may wait before it is overdue."""
+        return {
+            "stat": self.wait_limit_stat_s,
+            "urgent": self.wait_limit_urgent_s,
+            "routine": self.wait_limit_routine_s,
+        }
+
+
+def variable(name: str) -> str:
+    """The environment variable that decides the setting `name`, before any other of its aliases."""
+    alias = Settings.model_fields[name].validation_alias
+    return str(alias.choices[0]) if isinstance(alias, AliasChoices) else f"HILUM_{name.upper()}"
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """The environment of a child process: this one's, and every value of `settings` that is no default."""
+    given = {variable(name): str(getattr(settings, name)) for name in settings.model_fields_set}
+    return {**os.environ, **given}

@@ -1,0 +1,136 @@
+"""Jobs as their owner sees them: one, a page of them, the versions of many, and their artefacts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from datetime import datetime
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from shared import ids
+from shared.errors import Invalid, NotFound
+from shared.models import Artifact, Explanation, Job
+from shared.schemas import Analysis, ExplanationView, Failure, JobPage, JobView, Priority, Reason, Status
+
+
+def get(session: Session, tenant_id: str, job_id: str) -> Job:
+    """The tenant's job as it is in the database now; NotFound, also for another's."""
+    found = select(Job).where(Job.id == job_id, Job.tenant_id == tenant_id)
+    job = session.scalars(found.execution_options(populate_existing=True)).one_or_none()
+    if job is None:
+        raise NotFound("There is no such job.")
+    return job
+
+
+def view(session: Session, job: Job) -> JobView:
+    """The job with its explanations and artefacts."""
+    return _views(session, [job])[0]
+
+
+def page(
+    session: Session,
+    tenant_id: str,
+    *,
+    limit: int,
+    cursor: str | None = None,
+    status: Status | None = None,
+    top_class: str | None = None,
+    priority: Priority | None = None,
+    external_id: str | None = None,
+    created_after: datetime | None = None,
+    created_before: datetime | None = None,
+) -> JobPage:
+    """At most `limit` jobs older than `cursor`, newest first; Invalid when the cursor is none of ours."""
+    if cursor is not None and not ids.PATTERN.fullmatch(cursor):
+        raise Invalid("The cursor is none that a page gave out.", code="invalid_cursor")
+    found = select(Job).where(Job.tenant_id == tenant_id)
+    wanted = {
+        Job.status: status,
+        Job.top_class: top_class,
+        Job.priority: priority,
+        Job.external_id: external_id,
+    }
+    for column, value in wanted.items():
+        if value is not None:
+            found = found.where(column == value)
+    if cursor is not None:
+        found = found.where(Job.id < cursor)
+    if created_after is not None:
+        found = found.where(Job.created_at > created_after)
+    if created_before is not None:
+        found = found.where(Job.created_at < created_before)
+    rows = session.scalars(found.order_by(Job.id.desc()).limit(limit + 1)).all()
+    more = len(rows) > limit
+    return JobPage(jobs=_views(session, rows[:limit]), next_cursor=rows[limit - 1].id if more else None)
+
+
+def versions(session: Session, job_ids: Collection[str]) -> dict[str, tuple[int, Status]]:
+    """The version and the status of each job that exists, by id."""
+    found = select(Job.id, Job.version, Job.status).where(Job.id.in_(job_ids))
+    return {row.id: (row.version, Status(row.status)) for row in session.execute(found)}
+
+
+def artifact(session: Session, tenant_id: str, job_id: str, name: str) -> Artifact:
+    """The artefact `name` of the tenant's job; NotFound."""
+    found = select(Artifact).where(Artifact.job_id == job_id, Artifact.tenant_id == tenant_id, Artifact.name == name)
+    row = session.scalars(found).one_or_none()
+    if row is None:
+        raise NotFound("There is no such artefact.")
+    return row
+
+
+def _views(session: Session, rows: Sequence[Job]) -> list[JobView]:
+    """The views of many jobs, with two queries for all their parts."""
+    if not rows:
+        return []
+    keys = [job.id for job in rows]
+    explained = select(Explanation).where(Explanation.job_id.in_(keys)).order_by(Explanation.id)
+    kept = select(Artifact).where(Artifact.job_id.in_(keys)).order_by(Artifact.id)
+    explanations = session.scalars(explained.execution_options(populate_existing=True)).all()
+    artifacts = session.scalars(kept).all()
+    return [
+        _view(
+            job,
+            [row for row in explanations if row.job_id == job.id],
+            [row for row in artifacts if row.job_id == job.id],
+        )
+        for job in rows
+    ]
+
+
+def _view(job: Job, explanations: Sequence[Explanation], artifacts: Sequence[Artifact]) -> JobView:
+    return JobView(
+        id=job.id,
+        status=Status(job.status),
+        stage=job.stage,
+        priority=job.priority,  # type: ignore[arg-type]  # the table's check allows no other
+        created_at=job.created_at,
+        due_at=job.due_at,
+        started_at=job.started_at,
+        finished_at=job.finished_at,
+        attempt=job.attempt,
+        bundle=job.bundle,
+        external_id=job.external_id,
+        metadata=job.free,
+        input={"media_type": job.media_type, "bytes": job.size, "sha256": job.sha256},
+        result=Analysis.model_validate(job.result) if job.result else None,
+        reason=Reason.model_validate(job.reason) if job.reason else None,
+        error=Failure.model_validate(job.error) if job.error else None,
+        explanations={row.method: _explanation(row, artifacts) for row in explanations},
+        artifacts={row.name: f"/v1/jobs/{job.id}/artifacts/{row.name}" for row in artifacts},
+    )
+
+
+def _explanation(row: Explanation, artifacts: Sequence[Artifact]) -> ExplanationView:
+    return ExplanationView(
+        method=row.method,  # type: ignore[arg-type]  # only known methods are ever stored
+        status=Status(row.status),
+        created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        attempt=row.attempt,
+        result=row.result,
+        error=Failure.model_validate(row.error) if row.error else None,
+        artifacts=[a.name for a in artifacts if a.explanation_id == row.id],
+    )
