@@ -93,9 +93,8 @@ def _show(url: str, key: str, image: Path, out: Path, say: Say) -> None:
         began = time.monotonic()
         files, fields = {"file": (image.name, image.read_bytes())}, {"explain": "gradcam"}
         answer = _good(client.post("/v1/jobs", files=files, data=fields))
-        say(
-            f"  {time.monotonic() - began:6.2f} s  {answer.status_code} accepted and durable: {answer.headers['location']}"
-        )
+        accepted = f"{answer.status_code} accepted and durable: {answer.headers['location']}"
+        say(f"  {time.monotonic() - began:6.2f} s  {accepted}")
         job = _followed(client, answer, began, say)
         _report(job, say)
         _fetched(client, job, out, say)

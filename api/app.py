@@ -1,0 +1,80 @@
+"""create_app(): the routers, the one error handler, the middleware, and what the process holds open."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from fastapi import FastAPI
+
+from api import problems
+from api.deps import open_parts
+from api.limits import BodyLimit, RequestLog
+from api.routes import explanations, health, jobs, legacy, models, root
+from shared import logs
+from shared.schemas import DISCLAIMER, Problem
+from shared.settings import Settings
+
+DESCRIPTION = f"A chest X-ray goes in, a durable and explained diagnosis comes out.\n\n{DISCLAIMER}"
+
+
+def application() -> FastAPI:
+    """The factory that uvicorn calls: settings from the environment, logs as JSON lines."""
+    settings = Settings()
+    logs.configure(settings, "api")
+    return create_app(settings)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The HTTP service for `settings`; nothing is opened before it starts."""
+    app = FastAPI(title="Hilum", version=_version(), description=DESCRIPTION, lifespan=_lifespan)
+    app.state.settings = settings
+    for module in (jobs, explanations, models, health, legacy, root):
+        app.include_router(module.router)
+    app.add_middleware(BodyLimit, upload_bytes=settings.max_upload_bytes)
+    app.add_middleware(RequestLog)
+    problems.install(app)
+    _describe_problems(app)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    app.state.parts = open_parts(app.state.settings)
+    try:
+        yield
+    finally:
+        await app.state.parts.notifier.close()
+        app.state.parts.database.engine.dispose()
+
+
+def _describe_problems(app: FastAPI) -> None:
+    """Let the OpenAPI document define the Problem that the error responses refer to."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = generate()
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        schemas.setdefault("Problem", Problem.model_json_schema(ref_template="#/components/schemas/{model}"))
+        for path in document["paths"].values():
+            for operation in path.values():
+                _drop_framework_error(operation)
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _drop_framework_error(operation: dict[str, Any]) -> None:
+    """FastAPI documents its own shape of a 422 where a route names none; ours is a Problem everywhere."""
+    content = operation.get("responses", {}).get("422", {}).get("content", {})
+    if content.pop("application/json", None) is not None:
+        content[problems.MEDIA_TYPE] = {"schema": {"$ref": "#/components/schemas/Problem"}}
+
+
+def _version() -> str:
+    try:
+        return version("hilum")
+    except PackageNotFoundError:
+        return "0"

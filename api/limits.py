@@ -1,0 +1,103 @@
+"""Pure ASGI around every request: a bound on its body, an id for it in the logs and in the answer."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api import problems
+from shared import logs
+from shared.errors import TooLarge
+
+FORM_OVERHEAD_BYTES = 2**20
+PLAIN_BODY_BYTES = 2**16
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+log = logs.get("api.requests")
+
+
+class BodyLimit:
+    """Answers 413 before the first byte is read when the length is declared, and at the limit when it is not."""
+
+    def __init__(self, app: ASGIApp, *, upload_bytes: int) -> None:
+        self.app = app
+        self.upload_bytes = upload_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        headers = Headers(scope=scope)
+        limit = self._limit(headers)
+        declared = headers.get("content-length", "")
+        if declared.isdigit() and int(declared) > limit:
+            return await self._refuse(limit, scope)(scope, receive, send)
+        await self.app(scope, _counted(receive, limit), send)
+
+    def _limit(self, headers: Headers) -> int:
+        if headers.get("content-type", "").lower().startswith("multipart/"):
+            return self.upload_bytes + FORM_OVERHEAD_BYTES
+        return PLAIN_BODY_BYTES
+
+    def _refuse(self, limit: int, scope: Scope) -> Response:
+        error = TooLarge(_detail(limit), limit_bytes=limit)
+        return problems.render(error, instance=scope["path"], request_id=scope.get("request_id"))
+
+
+class RequestLog:
+    """Gives each request an id (the client's, when it is harmless), binds it to the logs, and logs the answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        offered = Headers(scope=scope).get("x-request-id", "")
+        request_id = offered if REQUEST_ID.fullmatch(offered) else uuid.uuid4().hex
+        scope["request_id"] = request_id
+        began, status = time.perf_counter(), 500
+
+        async def stamped(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            await send(message)
+
+        with logs.bind(request_id=request_id):
+            try:
+                await self.app(scope, receive, stamped)
+            finally:
+                _write(scope, status, time.perf_counter() - began)
+
+
+def _counted(receive: Receive, limit: int) -> Receive:
+    seen = 0
+
+    async def counted() -> Message:
+        nonlocal seen
+        message = await receive()
+        seen += len(message.get("body", b""))
+        if seen > limit:
+            # The framework turns any other exception of a body into a 400.
+            raise HTTPException(413, _detail(limit))
+        return message
+
+    return counted
+
+
+def _detail(limit: int) -> str:
+    return f"The request holds more than {limit} bytes."
+
+
+def _write(scope: Scope, status: int, elapsed_s: float) -> None:
+    """One line per request: the route's template, so that no line holds an id or a query."""
+    route = getattr(scope.get("route"), "path", "unmatched")
+    level = log.debug if route in ("/healthz", "/readyz", "/metrics", "/health") else log.info
+    level("request", method=scope["method"], route=route, status=status, elapsed_ms=round(elapsed_s * 1e3, 1))

@@ -1,0 +1,206 @@
+"""Jobs over HTTP: submit, read, list, wait, cancel, and what they left in storage."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import AfterValidator, ValidationError
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import FormData
+
+from api import intake, waiting
+from api.deps import PartsDep, TenantDep
+from api.examples import JOB, PAGE, UPLOAD_FORM
+from api.params import ArtifactName, JobId, WaitSeconds
+from api.problems import documented
+from api.uploads import file_of, reading_form
+from api.waiting import Versioned
+from shared import errors, jobs, views
+from shared.db import reading, transaction
+from shared.schemas import JobPage, JobView, Priority, Status
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+UPLOAD_ERRORS = documented(
+    errors.Unauthenticated,
+    errors.TooLarge,
+    errors.UnsupportedType,
+    errors.Invalid,
+    errors.EmptyFile,
+    errors.Unavailable,
+    errors.StorageFull,
+)
+READ_ERRORS = documented(errors.Unauthenticated, errors.NotFound, errors.Invalid, errors.Unavailable)
+
+IfNoneMatch = Annotated[str | None, Header(description="the ETag you hold; 304 while it is still true")]
+
+
+@router.post(
+    "",
+    status_code=202,
+    response_model=JobView,
+    summary="Submit a radiograph",
+    responses={
+        201: {"model": JobView, "description": "`Prefer: wait` was met: the job has ended"},
+        202: {"description": "durable and queued", "content": {"application/json": {"example": JOB}}},
+        **UPLOAD_ERRORS,
+    },
+    openapi_extra={"requestBody": UPLOAD_FORM},
+)
+async def submit(
+    request: Request,
+    tenant_id: TenantDep,
+    parts: PartsDep,
+    prefer: Annotated[str | None, Header(description="`wait=N`: answer with the ended job within N s")] = None,
+) -> Response:
+    """Accept one image as a durable job; the answer is sent after the commit."""
+    async with reading_form(request) as form:
+        upload, wishes = file_of(form), wishes_of(form)
+        made = Versioned(
+            *await run_in_threadpool(
+                intake.accept,
+                parts.database,
+                parts.storage,
+                parts.settings,
+                tenant_id,
+                upload.file,
+                wishes,
+            )
+        )
+    location = f"/v1/jobs/{made.view.id}"
+    wait_s = waiting.preferred_s(prefer, parts.settings.max_wait_s)
+    if wait_s is None:
+        return answer(made, 202, Location=location)
+    made = await waiting.ended(parts, tenant_id, made.view.id, wait_s)
+    status = 201 if made.view.status.terminal else 202
+    return answer(made, status, Location=location, **{"Preference-Applied": f"wait={wait_s:g}"})
+
+
+@router.get(
+    "/{job_id}",
+    response_model=JobView,
+    summary="Read a job, or wait for it",
+    responses={
+        200: {"content": {"application/json": {"example": JOB}}},
+        304: {"description": "unchanged: the ETag in `If-None-Match` is still true"},
+        **READ_ERRORS,
+    },
+)
+async def read(
+    job_id: JobId,
+    tenant_id: TenantDep,
+    parts: PartsDep,
+    wait: WaitSeconds = 0,
+    if_none_match: IfNoneMatch = None,
+) -> Response:
+    """The job; `wait` holds the answer until it ends or, with `If-None-Match`, until anything of it changes."""
+    found = await run_in_threadpool(waiting.read, parts, tenant_id, job_id)
+    wait_s = min(wait, parts.settings.max_wait_s)
+    if wait_s > 0 and if_none_match is not None and waiting.matches(if_none_match, found.etag):
+        found = await waiting.changed(parts, tenant_id, found, wait_s)
+    elif wait_s > 0 and if_none_match is None and not found.view.status.terminal:
+        found = await waiting.ended(parts, tenant_id, job_id, wait_s)
+    if waiting.matches(if_none_match, found.etag):
+        return Response(status_code=304, headers={"ETag": found.etag})
+    return answer(found)
+
+
+def _utc(moment: datetime) -> datetime:
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+Moment = Annotated[datetime, AfterValidator(_utc)]
+Text = Annotated[str, Query(max_length=128, pattern=intake.PRINTABLE)]
+
+
+@router.get(
+    "",
+    response_model=JobPage,
+    summary="List jobs, newest first",
+    responses={
+        200: {"content": {"application/json": {"example": PAGE}}},
+        **documented(errors.Unauthenticated, errors.Invalid, errors.Unavailable),
+    },
+)
+def page(
+    tenant_id: TenantDep,
+    parts: PartsDep,
+    limit: Annotated[int, Query(ge=1, le=100)] = 50,
+    cursor: Text | None = None,
+    status: Status | None = None,
+    top_class: Text | None = None,
+    priority: Priority | None = None,
+    external_id: Text | None = None,
+    created_after: Moment | None = None,
+    created_before: Moment | None = None,
+) -> Response:
+    """One page of the tenant's jobs; follow `next_cursor` until it is null."""
+    with reading(parts.database) as session:
+        found = views.page(
+            session,
+            tenant_id,
+            limit=limit,
+            cursor=cursor,
+            status=status,
+            top_class=top_class,
+            priority=priority,
+            external_id=external_id,
+            created_after=created_after,
+            created_before=created_before,
+        )
+    return Response(found.model_dump_json(), media_type="application/json")
+
+
+@router.post(
+    "/{job_id}/cancel",
+    response_model=JobView,
+    summary="Cancel a job",
+    responses={**READ_ERRORS, **documented(errors.Conflict)},
+)
+def cancel(job_id: JobId, tenant_id: TenantDep, parts: PartsDep) -> Response:
+    """Cancel at once what is queued; what runs stops at its next stage (then the answer still says `running`)."""
+    with transaction(parts.database) as session:
+        job = jobs.cancel(session, tenant_id, job_id)
+        found = Versioned(views.view(session, job), job.version)
+    return answer(found)
+
+
+@router.get(
+    "/{job_id}/artifacts/{name}",
+    summary="Fetch what the analysis left: input.png, lungs.png, gradcam.png, ...",
+    response_class=Response,
+    responses={
+        200: {"content": {"image/png": {}, "image/jpeg": {}}, "description": "the bytes"},
+        **READ_ERRORS,
+    },
+)
+def artifact(job_id: JobId, name: ArtifactName, tenant_id: TenantDep, parts: PartsDep) -> Response:
+    """The bytes of one artefact, under the media type that was stored with it."""
+    with reading(parts.database) as session:
+        found = views.artifact(session, tenant_id, job_id, name)
+        key, media_type = found.key, found.media_type
+    headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, no-cache"}
+    return Response(parts.storage.get(key), media_type=media_type, headers=headers)
+
+
+def wishes_of(form: FormData) -> intake.Wishes:
+    """The fields beside the file, checked; RequestValidationError names the wrong ones."""
+    fields: dict[str, Any] = {}
+    for name, value in form.multi_items():
+        if name in fields:
+            raise errors.Invalid(f"The field `{name}` is given twice.")
+        if name != "file":
+            fields[name] = value
+    try:
+        return intake.Wishes.model_validate(fields)
+    except ValidationError as error:
+        raise RequestValidationError([{**e, "loc": ("body", *e["loc"])} for e in error.errors()]) from error
+
+
+def answer(found: Versioned, status: int = 200, **headers: str) -> Response:
+    """A job as JSON with its entity tag."""
+    sent = {"ETag": found.etag, "Cache-Control": "private, no-cache", **headers}
+    return Response(found.view.model_dump_json(), status, headers=sent, media_type="application/json")

@@ -1,0 +1,67 @@
+"""GET /: where everything is, as JSON, or as a small page where the client would rather have HTML."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Request
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+
+from shared.schemas import DISCLAIMER
+
+router = APIRouter(tags=["service"])
+
+LINKS = {
+    "jobs": "/v1/jobs",
+    "models": "/v1/models",
+    "live": "/healthz",
+    "ready": "/readyz",
+    "metrics": "/metrics",
+    "openapi": "/openapi.json",
+    "docs": "/docs",
+}
+
+PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>Hilum {version}</title>
+<style>body {{ font: 1rem/1.5 system-ui, sans-serif; max-width: 40rem; margin: 3rem auto; padding: 0 1rem }}</style>
+<h1>Hilum {version}</h1>
+<p>A chest X-ray goes in, a durable and explained diagnosis comes out.</p>
+<ul>{links}</ul>
+<p><small>{disclaimer}</small></p>
+</html>
+"""
+
+
+@router.api_route("/", methods=["GET", "HEAD"], summary="Discovery document", operation_id="discover")
+def root(request: Request, accept: Annotated[str, Header()] = "") -> Response:
+    """The discovery document."""
+    version = request.app.version
+    if _prefers_html(accept):
+        links = "".join(f'<li><a href="{path}">{name}</a></li>' for name, path in LINKS.items())
+        html = PAGE.format(version=version, links=links, disclaimer=DISCLAIMER)
+        return HTMLResponse(html, headers={"Vary": "Accept", "Content-Security-Policy": CSP})
+    body: dict[str, Any] = {"name": "hilum", "version": version, "links": LINKS, "disclaimer": DISCLAIMER}
+    return JSONResponse(body, headers={"Vary": "Accept"})
+
+
+CSP = "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def _prefers_html(accept: str) -> bool:
+    """Whether `Accept` ranks text/html above application/json; no preference means JSON."""
+    ranks = {"text/html": 0.0, "application/json": 0.0, "*/*": 0.0}
+    for part in accept.lower().split(","):
+        media, *parameters = (piece.strip() for piece in part.split(";"))
+        quality = next((p[2:] for p in parameters if p.startswith("q=")), "1")
+        if media in ranks:
+            ranks[media] = _number(quality)
+    return ranks["text/html"] > max(ranks["application/json"], 0.0) and ranks["text/html"] >= ranks["*/*"]
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
