@@ -9,7 +9,7 @@ PIP   := $(BIN)/python -m pip --disable-pip-version-check
 
 # The pins of pyproject.toml's `torch` extra; a test holds them equal.
 TORCH := torch==2.13.0 torchvision==0.28.0
-# PyTorch's own index of CPU builds. For a GPU: make install TORCH_INDEX=https://download.pytorch.org/whl/cu128
+# PyTorch's own index of CPU builds. `make install TORCH_INDEX=` takes the CUDA build that pip finds by itself.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 EXTRAS := worker,torch,train,embedded,dev
 
@@ -68,9 +68,11 @@ $(STAMP): pyproject.toml Makefile
 	@echo "install: done"
 
 # Elsewhere than on Linux the ordinary wheel is the CPU build. The index may be out of reach: then what pip finds serves.
+ifneq ($(TORCH_INDEX),)
 ifeq ($(shell uname -s),Linux)
 TORCH_FROM_INDEX = $(PIP) install -q --no-deps --timeout 5 --retries 0 --index-url $(TORCH_INDEX) $(TORCH) 2>/dev/null || {	\
 	echo "install: $(TORCH_INDEX) is out of reach, taking the build that pip finds"; false; } ||
+endif
 endif
 
 define TORCH_IS_THERE

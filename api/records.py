@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from shared import tenants, views
 from shared.db import open_database, reading, transaction
+from shared.errors import NotFound
 from shared.models import Tenant
 from shared.schemas import Status
 from shared.settings import Settings
@@ -54,8 +55,7 @@ def create_key(
     if unknown:
         raise typer.BadParameter(f"{', '.join(sorted(unknown))}: the scopes are {', '.join(tenants.SCOPES)}")
     with _writing() as session:
-        owner = tenants.named(session, tenant)
-        made = tenants.create_key(session, owner.id, scope or tenants.SCOPES, name)
+        made = tenants.create_key(session, _owner(session, tenant).id, scope or tenants.SCOPES, name)
     typer.echo(made)
 
 
@@ -102,6 +102,16 @@ def show_job(job_id: Annotated[str, typer.Argument()], tenant: TenantName = tena
     with _reading() as session:
         found = views.view(session, views.get(session, tenants.named(session, tenant).id, job_id))
     typer.echo(json.dumps(found.model_dump(mode="json"), indent=2, ensure_ascii=False))
+
+
+def _owner(session: Session, name: str) -> Tenant:
+    """The tenant called `name`; the default one is made when the first key is wanted for it."""
+    try:
+        return tenants.named(session, name)
+    except NotFound:
+        if name != tenants.DEFAULT:
+            raise
+        return tenants.create(session, name)
 
 
 @contextmanager
