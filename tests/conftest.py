@@ -1,4 +1,4 @@
-"""What every test may ask for: an empty or a migrated database on SQLite and on a real PostgreSQL, and settings for it."""
+"""What every test may ask for: an empty or a migrated database on SQLite and on a real PostgreSQL, and its settings."""
 
 from __future__ import annotations
 

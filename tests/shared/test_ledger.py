@@ -280,9 +280,14 @@ def test_no_explanation_of_a_job_without_a_diagnosis(submit, claim, database, te
 def test_nothing_rings_when_the_transaction_fails(submit, database, rung, settings, tenant_id):
     submit()
     rung.clear()
-    with pytest.raises(RuntimeError), transaction(database) as session:
-        jobs.hand_back(session, ledger.claim_next(session, Job, 1, lease_s=LEASE_S)[0])
-        raise RuntimeError
+
+    def broken():
+        with transaction(database) as session:
+            jobs.hand_back(session, ledger.claim_next(session, Job, 1, lease_s=LEASE_S)[0])
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        broken()
     assert rung == []
 
 
