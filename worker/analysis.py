@@ -23,11 +23,10 @@ from shared.errors import (
 )
 from shared.models import Job
 from shared.schemas import Failure, Reason
+from worker import artifacts
 from worker.lease import Canceled, Lease
 from worker.parts import Parts
-from worker.pipeline import render
 from worker.pipeline.analyze import Diagnosis, analyze
-from worker.pipeline.explain import Cams
 
 RETRY_S = 5.0  # a store that is away is given this long before the job is tried again
 
@@ -41,18 +40,6 @@ def run(parts: Parts, lease: Lease) -> None:
         end = _outcome(parts, lease)
         with transaction(parts.database) as session:
             end(session)
-
-
-def artifacts(diagnosis: Diagnosis, parts: Parts) -> dict[str, tuple[bytes, str]]:
-    """What a diagnosis leaves behind: name -> bytes and media type."""
-    manifest = parts.bundle.manifest
-    names = [network.name for network in manifest.networks]
-    cams = Cams(diagnosis.maps, manifest.classes, names, diagnosis.lungs.box)
-    return {
-        "input.png": (render.png(render.gray8(diagnosis.radiograph.pixels)), "image/png"),
-        "lungs.png": (render.png(diagnosis.lungs.mask), "image/png"),
-        "cams.npz": (cams.to_bytes(), "application/zip"),
-    }
 
 
 def store(parts: Parts, tenant_id: str, job_id: str, attempt: int, files: dict[str, tuple[bytes, str]]) -> list[Stored]:
@@ -71,7 +58,7 @@ def _outcome(parts: Parts, lease: Lease) -> Callable[[Session], None]:
     try:
         diagnosis = _diagnose(parts, lease)
         lease.report("store")
-        stored = store(parts, claim.tenant_id, claim.id, claim.attempt, artifacts(diagnosis, parts))
+        stored = store(parts, claim.tenant_id, claim.id, claim.attempt, artifacts.of_diagnosis(diagnosis, parts.bundle))
         lease.report("finish")
         log.info("diagnosed", top_class=diagnosis.analysis.top_class, bundle=parts.bundle.identity)
         return partial(jobs.finish, claim=claim, analysis=diagnosis.analysis, artifacts=stored)

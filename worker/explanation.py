@@ -16,7 +16,9 @@ from shared.errors import LeaseLost, StorageFull, Unavailable
 from shared.ledger import Claim
 from shared.models import Explanation, Job
 from shared.schemas import Failure
+from worker import artifacts
 from worker.analysis import RETRY_S, failure_of, store
+from worker.artifacts import Files
 from worker.lease import Canceled, Lease
 from worker.parts import Parts
 from worker.pipeline import explain, render
@@ -37,22 +39,6 @@ def run(parts: Parts, lease: Lease) -> None:
             end(session)
 
 
-def gradcam(film: np.ndarray, mask: np.ndarray, cams: Cams, class_name: str) -> tuple[dict[str, Any], np.ndarray]:
-    """The result and the picture uint8 [H, W, 3] of one class: film uint8 [H, W], lungs bool [H, W] and class maps."""
-    index = cams.classes.index(class_name)
-    heat = explain.heat_on_image(explain.fuse(cams.maps, index), cams.box, film.shape)
-    picture = render.overlay(film.astype(np.float32) / 255.0, heat, mask)
-    result = {
-        "method": GRADCAM,
-        "class": class_name,
-        "networks": cams.networks,
-        "box": list(cams.box),
-        **explain.describe(heat, mask),
-        "picture": "gradcam.png",
-    }
-    return result, picture
-
-
 def _outcome(parts: Parts, lease: Lease) -> Callable[[Session], None]:
     """How the explanation ends, as a function that writes it. LeaseLost."""
     claim = lease.claim
@@ -62,8 +48,7 @@ def _outcome(parts: Parts, lease: Lease) -> Callable[[Session], None]:
             job_id, method = row.job_id, row.method
         if method != GRADCAM:
             return partial(explanations.fail, claim=claim, failure=NOT_AVAILABLE)
-        result, picture = _drawn(parts, lease, job_id)
-        files = {"gradcam.png": (render.png(picture), "image/png"), "gradcam.jpg": (render.jpeg(picture), "image/jpeg")}
+        result, files = _drawn(parts, lease, job_id)
         lease.report("store")
         stored = store(parts, claim.tenant_id, job_id, claim.attempt, files)
         lease.report("finish")
@@ -79,11 +64,11 @@ def _outcome(parts: Parts, lease: Lease) -> Callable[[Session], None]:
         return partial(explanations.fail, claim=claim, failure=failure_of(error))
 
 
-def _drawn(parts: Parts, lease: Lease, job_id: str) -> tuple[dict[str, Any], np.ndarray]:
+def _drawn(parts: Parts, lease: Lease, job_id: str) -> tuple[dict[str, Any], Files]:
     lease.report("fetch")
     film, mask, cams, class_name = _left_by_diagnosis(parts, lease.claim, job_id)
     lease.report("draw")
-    return gradcam(film, mask, cams, class_name)
+    return artifacts.of_gradcam(film, mask, cams, class_name)
 
 
 def _left_by_diagnosis(parts: Parts, claim: Claim, job_id: str) -> tuple[np.ndarray, np.ndarray, Cams, str]:

@@ -15,7 +15,7 @@ from shared.settings import Settings
 from shared.storage import Storage, open_storage
 from worker.pipeline.predictor import Predictor
 from worker.runtimes.choose import open_predictor
-from worker.sandbox import Sandbox
+from worker.sandbox import Sandbox, open_sandbox
 
 
 class StopFlag:
@@ -93,13 +93,4 @@ def open_parts(
         database=open_database(settings, ring=ringer(settings)),
         storage=open_storage(settings),
         sandbox=open_sandbox(settings),
-    )
-
-
-def open_sandbox(settings: Settings) -> Sandbox:
-    """The decoder with the limits of the settings; it starts when first used."""
-    return Sandbox(
-        max_pixels=settings.max_pixels,
-        memory_bytes=settings.decode_memory_bytes,
-        timeout_s=settings.decode_timeout_s,
     )

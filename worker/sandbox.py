@@ -19,12 +19,15 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from shared.errors import Unavailable, Unreadable
 from worker.pipeline.decode import MAX_PIXELS, Radiograph
+
+if TYPE_CHECKING:  # the helper has no use for settings
+    from shared.settings import Settings
 
 SIZE = struct.Struct("<Q")  # bytes of the file that follows
 STATUS = struct.Struct("<i")  # how a fork ended, as waitpid reports it
@@ -72,6 +75,15 @@ class Sandbox:
         if self._helper is not None:
             self._helper.end()
             self._helper = None
+
+
+def open_sandbox(settings: Settings) -> Sandbox:
+    """The decoder with the limits of the settings; it starts when first used."""
+    return Sandbox(
+        max_pixels=settings.max_pixels,
+        memory_bytes=settings.decode_memory_bytes,
+        timeout_s=settings.decode_timeout_s,
+    )
 
 
 class _Helper:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
 
 from shared.bundles import Bundle, Preprocessing
+from worker.pipeline.analyze import prepare
 from worker.pipeline.ensemble import softmax
+from worker.pipeline.lungs import segmentation_tensor
 from worker.pipeline.predictor import Predictor
 
 
@@ -45,6 +49,14 @@ def compare(reference: Predictor, other: Predictor, images: np.ndarray, lungs: n
         cam_correlation_min=float(correlations.min()),
         max_lungs_shift=float(np.abs(reference.segment(lungs) - other.segment(lungs)).max()),
     )
+
+
+def of_files(bundle: Bundle, reference: Predictor, files: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs for `compare` from real radiographs; Rejected where one is none."""
+    prepared = [prepare(path.read_bytes(), reference, bundle) for path in files]
+    side = bundle.manifest.lungs.input_size
+    films = [segmentation_tensor(one.radiograph.pixels, side) for one in prepared]
+    return np.stack([one.tensor for one in prepared])[:, None], np.stack(films)[:, None]
 
 
 def synthetic(bundle: Bundle, count: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
