@@ -14,7 +14,7 @@ from shared.models import Delivery, Explanation, Job, Leased
 from shared.queue import ANALYZE, DELIVER, EXPLAIN
 from shared.schemas import Priority, Status
 
-OPEN = (Status.QUEUED.value, Status.RUNNING.value)
+OPEN = {Status.QUEUED.value: ledger.QUEUED, Status.RUNNING.value: ledger.RUNNING}
 TABLES: dict[str, type[Leased]] = {ANALYZE: Job, EXPLAIN: Explanation, DELIVER: Delivery}
 WORKER_SEEN_S = 30.0
 PRIORITIES: tuple[str, ...] = get_args(Priority)
@@ -36,16 +36,16 @@ def measure(session: Session) -> Backlog:
     now = clock(session)
     unfinished = {(status, priority): 0 for status in OPEN for priority in PRIORITIES}
     oldest = dict.fromkeys(PRIORITIES, 0.0)
-    for status in OPEN:
-        rows = select(Job.priority, func.count(), func.min(Job.created_at)).where(Job.status == status)
+    for status, written in OPEN.items():
+        rows = select(Job.priority, func.count(), func.min(Job.created_at)).where(Job.status == written)
         for priority, count, since in session.execute(rows.group_by(Job.priority)):
             unfinished[status, priority] = count
             if status == Status.QUEUED:
                 oldest[priority] = max(0.0, (now - since).total_seconds())
-    overdue = select(func.count()).where(Job.status == Status.QUEUED.value, Job.due_at < now)
+    overdue = select(func.count()).where(Job.status == ledger.QUEUED, Job.due_at < now)
     explaining = dict.fromkeys(OPEN, 0)
-    for status in OPEN:
-        explaining[status] = session.scalars(select(func.count()).where(Explanation.status == status)).one()
+    for status, written in OPEN.items():
+        explaining[status] = session.scalars(select(func.count()).where(Explanation.status == written)).one()
     return Backlog(
         unfinished, oldest, session.scalars(overdue).one(), explaining, len(workers.alive(session, WORKER_SEEN_S))
     )
@@ -64,7 +64,7 @@ def owed(session: Session) -> dict[str, Owed]:
     present = workers.alive(session, WORKER_SEEN_S)
     found = {}
     for bell, table in TABLES.items():
-        busy = select(func.count()).where(table.status == Status.RUNNING.value)
+        busy = select(func.count()).where(table.status == ledger.RUNNING)
         idle = sum(bell in worker.queues for worker in present) - session.scalars(busy).one()
         waiting = ledger.waiting(session, table, max(idle, 0))
         if waiting:
