@@ -5,9 +5,11 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +24,19 @@ START_S = 300.0
 JOB_S = 300.0
 POLL_S = 20  # seconds of one long poll
 STOP_S = 30.0
+PATIENCE_S = 8.0
 BAR = 28
+WIDTH = 110
 
 Say = Callable[[str], None]
+SAY: Say = partial(print, flush=True)
 
 
 class NoDemo(Exception):
     """The demonstration did not work; the message says why."""
 
 
-def demo(image: Path | None, out: Path, say: Say = print) -> int:
+def demo(image: Path | None, out: Path, say: Say = SAY) -> int:
     """Show one radiograph's whole way; the exit code is 0 only when a diagnosis and its pictures came back."""
     image = image or SAMPLE
     try:
@@ -58,22 +63,25 @@ def _service(out: Path, say: Say) -> Iterator[tuple[str, str]]:
     with (out / "up.log").open("w", encoding="utf-8") as log:
         process = subprocess.Popen(command, env=environment(settings), stdout=log, stderr=subprocess.STDOUT)
         try:
-            url = _when_ready(process, home, out)
+            url = _when_ready(process, home, out, say)
             say(f"  ready at {url} after {time.monotonic() - began:.1f} s\n")
             yield url, key_file.read_text("utf-8").strip()
         finally:
             _end(process)
 
 
-def _when_ready(process: subprocess.Popen[bytes], home: Path, out: Path) -> str:
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline:
+def _when_ready(process: subprocess.Popen[bytes], home: Path, out: Path, say: Say) -> str:
+    began, told = time.monotonic(), False
+    while time.monotonic() < began + START_S:
         if process.poll() is not None:
             last = "\n".join(f"  {line}" for line in (out / "up.log").read_text("utf-8").splitlines()[-12:])
             raise NoDemo(f"the service ended with code {process.returncode}:\n{last}")
         known = up.state(home)
         if known.get("pid") == process.pid and known.get("ready"):
             return str(known["url"])
+        if not told and time.monotonic() > began + PATIENCE_S:
+            told = True
+            say("  the first start compiles the networks for this machine, which takes a while, once ...")
         time.sleep(0.1)
     raise NoDemo(f"the service was not ready within {START_S:g} s")
 
@@ -151,8 +159,9 @@ def _report(job: dict[str, Any], say: Say) -> None:
     where = f"{runtime['name']} on {runtime['device']}, {runtime['precision']}, {runtime['threads']} threads"
     say(f"  {'computed by':<24} {where}\n")
     _table(result, say)
-    say("\n  quality: " + ", ".join(f"{name} {value:.3g}" for name, value in result["quality"].items()))
-    say("  stages:  " + ", ".join(f"{stage['name']} at {stage['started_s']:.2f} s" for stage in result["stages"]))
+    say("")
+    _wrapped("quality", [f"{name} {value:.3g}" for name, value in result["quality"].items()], say)
+    _wrapped("stages", [f"{stage['name']} at {stage['started_s']:.2f} s" for stage in result["stages"]], say)
     say(f"\n  {result['disclaimer']}\n")
 
 
@@ -169,6 +178,11 @@ def _table(result: dict[str, Any], say: Say) -> None:
         bar = "█" * round(p * BAR)
         each = " ".join(f"{result['per_model'][name][code]:>15.3f}" for name in networks)
         say(f"  {code:<16} {p:.3f} {bar:<{BAR + 1}} {each}")
+
+
+def _wrapped(title: str, parts: list[str], say: Say) -> None:
+    first, rest = f"  {title:<16} ", " " * 19
+    say(textwrap.fill(", ".join(parts), WIDTH, initial_indent=first, subsequent_indent=rest))
 
 
 def _fetched(client: httpx.Client, job: dict[str, Any], out: Path, say: Say) -> None:
