@@ -1,4 +1,4 @@
-"""Pure ASGI around every request: a bound on its body, an id for it in the logs and in the answer."""
+"""Pure ASGI around every request: a bound on its body, an id for it in the logs and in the answer, and its metrics."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import problems
-from shared import logs
+from shared import logs, metrics
 from shared.errors import TooLarge
 
 FORM_OVERHEAD_BYTES = 2**20
 PLAIN_BODY_BYTES = 2**16
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 log = logs.get("api.requests")
@@ -50,7 +51,7 @@ class BodyLimit:
 
 
 class RequestLog:
-    """Gives each request an id (the client's, when it is harmless), binds it to the logs, and logs the answer."""
+    """Gives each request an id (the client's, when it is harmless), binds it to the logs, and logs and counts it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -97,7 +98,11 @@ def _detail(limit: int) -> str:
 
 
 def _write(scope: Scope, status: int, elapsed_s: float) -> None:
-    """One line per request: the route's template, so that no line holds an id or a query."""
+    """One line and one count per request: the route's template, so that neither holds an id or a query."""
     route = getattr(scope.get("route"), "path", "unmatched")
+    # A client may send any word as a method, and every word would be a series of its own.
+    method = scope["method"] if scope["method"] in METHODS else "other"
+    metrics.REQUESTS.labels(method, route, str(status)).inc()
+    metrics.REQUEST_SECONDS.labels(method, route).observe(elapsed_s)
     level = log.debug if route in ("/healthz", "/readyz", "/metrics", "/health") else log.info
-    level("request", method=scope["method"], route=route, status=status, elapsed_ms=round(elapsed_s * 1e3, 1))
+    level("request", method=method, route=route, status=status, elapsed_ms=round(elapsed_s * 1e3, 1))

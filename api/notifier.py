@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from starlette.concurrency import run_in_threadpool
 
-from shared import logs
+from shared import logs, metrics
 from shared.schemas import Status
 
 Seen = dict[str, tuple[int, Status]]
@@ -37,11 +37,6 @@ class Notifier:
         self._waiting: dict[str, set[Waiter]] = {}
         self._watch: asyncio.Task[None] | None = None
 
-    @property
-    def waiting(self) -> int:
-        """How many requests wait now."""
-        return sum(len(waiters) for waiters in self._waiting.values())
-
     async def wait(self, job_id: str, *, version: int | None, timeout_s: float) -> bool:
         """Wait until the job leaves `version` (None: until it ends); False when `timeout_s` ran out first."""
         waiter = Waiter(version)
@@ -49,7 +44,8 @@ class Notifier:
         if self._watch is None or self._watch.done():
             self._watch = asyncio.create_task(self._look())
         try:
-            await asyncio.wait_for(waiter.woken.wait(), timeout_s)
+            with metrics.WAITING.track_inprogress():
+                await asyncio.wait_for(waiter.woken.wait(), timeout_s)
         except TimeoutError:
             return False
         finally:

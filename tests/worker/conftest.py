@@ -14,22 +14,7 @@ from shared.db import Database, reading, transaction
 from shared.schemas import JobView
 from shared.settings import Settings
 from shared.storage import open_storage
-from tests.builders import tiny_bundle
 from worker.parts import Parts, open_parts
-from worker.runtimes import compiled
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return tiny_bundle(tmp_path_factory.mktemp("bundle"))
-
-
-@pytest.fixture(scope="session")
-def compiled_home(tiny: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home whose cache already holds the tiny bundle's graphs."""
-    home = tmp_path_factory.mktemp("home")
-    compiled.ensure(tiny, home / "cache")
-    return home
 
 
 @pytest.fixture
