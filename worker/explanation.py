@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import numpy as np
-from sqlalchemy.orm import Session
 
 from shared import explanations, ledger, logs, views
-from shared.db import reading, transaction
+from shared.db import reading
 from shared.errors import LeaseLost, StorageFull, Unavailable
 from shared.ledger import Claim
 from shared.models import Explanation, Job
 from shared.schemas import Failure
 from worker import artifacts
-from worker.analysis import RETRY_S, failure_of, store
+from worker.analysis import RETRY_S
 from worker.artifacts import Files
 from worker.lease import Canceled, Lease
 from worker.parts import Parts
 from worker.pipeline import explain, render
 from worker.pipeline.explain import Cams
+from worker.settle import End, failure_of, settle, store
 
 GRADCAM = "gradcam"
 NOT_AVAILABLE = Failure(code="not_available", detail="This method is not offered by this version.")
@@ -30,18 +29,16 @@ NOT_AVAILABLE = Failure(code="not_available", detail="This method is not offered
 log = logs.get("worker.explanation")
 
 
-def run(parts: Parts, lease: Lease) -> None:
-    """Work on one explanation until it has ended or another worker owns it."""
-    with logs.bind(explanation_id=lease.claim.id, attempt=lease.claim.attempt), suppress(LeaseLost):
-        lease.begin()
-        end = _outcome(parts, lease)
-        with transaction(parts.database) as session:
-            end(session)
+def run(parts: Parts, lease: Lease) -> Callable[[], None]:
+    """Draw one explanation now and return the rest of the work, which may run beside the next."""
+    end = _outcome(parts, lease)
+    return partial(_settle, parts, lease, end)
 
 
-def _outcome(parts: Parts, lease: Lease) -> Callable[[Session], None]:
-    """How the explanation ends, as a function that writes it. LeaseLost."""
+def _outcome(parts: Parts, lease: Lease) -> End:
+    """How the explanation ends."""
     claim = lease.claim
+    lease.begin()
     try:
         with reading(parts.database) as session:
             row = session.get_one(Explanation, claim.id)
@@ -53,15 +50,29 @@ def _outcome(parts: Parts, lease: Lease) -> Callable[[Session], None]:
         stored = store(parts, claim.tenant_id, job_id, claim.attempt, files)
         lease.report("finish")
         return partial(explanations.finish, claim=claim, result=result, artifacts=stored)
-    except Canceled:
+    except Exception as error:
+        return _end_of(claim, error)
+
+
+def _end_of(claim: Claim, error: Exception) -> End:
+    """How an explanation ends that has no picture."""
+    if isinstance(error, Canceled):
         return partial(explanations.stop, claim=claim)
-    except (Unavailable, StorageFull) as error:
+    if isinstance(error, (Unavailable, StorageFull)):
         log.warning("put_off", code=error.code)
         return partial(ledger.requeue, claim=claim, delay_s=RETRY_S)
-    except LeaseLost:
-        raise
-    except Exception as error:
-        return partial(explanations.fail, claim=claim, failure=failure_of(error))
+    if isinstance(error, LeaseLost):
+        return _nothing
+    return partial(explanations.fail, claim=claim, failure=failure_of(error))
+
+
+def _settle(parts: Parts, lease: Lease, end: End) -> None:
+    with logs.bind(explanation_id=lease.claim.id, attempt=lease.claim.attempt):
+        settle(parts, lease, end)
+
+
+def _nothing(session: object) -> None:
+    """Another worker owns the row: whatever is to be written about it, that worker writes."""
 
 
 def _drawn(parts: Parts, lease: Lease, job_id: str) -> tuple[dict[str, Any], Files]:

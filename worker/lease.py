@@ -31,7 +31,7 @@ class Canceled(Exception):
 
 
 class Lease:
-    """Holds a claimed row within a `with` block; `report` is called by the work, everything else by the thread.
+    """Holds a claimed row; `report` is called by the work, everything else happens in a thread.
 
     A row that takes longer than `job_deadline_s` ends this process: no other way stops native code, and the ledger
     counts it as a loss. A worker that is asked to stop hands the row back after HAND_BACK_S.
@@ -46,17 +46,24 @@ class Lease:
         self._began: float | None = None
         self._thread = threading.Thread(target=self._hold, name=f"lease-{claim.id}", daemon=True)
 
-    def __enter__(self) -> Self:
+    def hold(self) -> Self:
+        """Begin to renew; whoever calls this sees to it that `release` follows, or the row is held for ever."""
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def release(self) -> None:
+        """Renew no more: the row has ended, or may be taken by another worker once its lease runs out."""
         self._done.set()
         self._thread.join()
 
     def begin(self) -> None:
         """The work on this row begins now, and with it its deadline."""
         self._began = time.monotonic()
+
+    @property
+    def lost(self) -> bool:
+        """Whether the row is another worker's by now."""
+        return self._lost
 
     def report(self, stage: str) -> None:
         """Enter a stage of the work; Canceled or LeaseLost when there is no reason to go on."""

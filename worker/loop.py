@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -16,7 +16,7 @@ from worker import analysis, explanation
 from worker.lease import HAND_BACK_S, LEAVE_S, Lease
 from worker.parts import Parts
 
-HANDLERS: Mapping[str, Callable[[Parts, Lease], None]] = {ANALYZE: analysis.run, EXPLAIN: explanation.run}
+HANDLERS: Mapping[str, Callable[[Parts, Lease], Callable[[], None]]] = {ANALYZE: analysis.run, EXPLAIN: explanation.run}
 
 JOIN_S = 5.0
 
@@ -30,17 +30,37 @@ def drain(parts: Parts, bell: str) -> None:
 
 
 def _drain(parts: Parts, bell: str) -> None:
-    table, settings = backlog.TABLES[bell], parts.settings
+    """One row is stored and settled, in a thread, while the next is worked on; no more than that is ever in work."""
     if bell == ANALYZE:
         assert parts.predictor  # a worker whose networks do not load must not take a job
-    while not parts.stop.is_set():
-        with transaction(parts.database) as session:
-            claims = ledger.claim_next(session, table, settings.claim_batch, lease_s=settings.lease_s)
-        if not claims:
-            return
-        with ExitStack() as held:
-            for lease in [held.enter_context(Lease(parts, claim)) for claim in claims]:
-                HANDLERS[bell](parts, lease)
+    with ThreadPoolExecutor(1, thread_name_prefix="settle") as writer:
+        settling: Future[None] | None = None
+        while not parts.stop.is_set() and (leases := _claimed(parts, bell)):
+            try:
+                while leases:
+                    rest = HANDLERS[bell](parts, leases[0])
+                    before, settling = settling, writer.submit(_end, rest, leases.pop(0))
+                    if before is not None:
+                        before.result()
+            finally:
+                for lease in leases:
+                    lease.release()
+        if settling is not None:
+            settling.result()
+
+
+def _claimed(parts: Parts, bell: str) -> list[Lease]:
+    settings = parts.settings
+    with transaction(parts.database) as session:
+        claims = ledger.claim_next(session, backlog.TABLES[bell], settings.claim_batch, lease_s=settings.lease_s)
+    return [Lease(parts, claim).hold() for claim in claims]
+
+
+def _end(rest: Callable[[], None], lease: Lease) -> None:
+    try:
+        rest()
+    finally:
+        lease.release()
 
 
 class Pulse:
