@@ -23,4 +23,5 @@ def take(session: Session, name: str, holder: str, *, lease_s: float) -> bool:
     if written(session, mine.values(holder=holder, until=until)):
         return True
     insert = INSERT[session.get_bind().dialect.name](Lock).values(name=name, holder=holder, until=until)
-    return bool(written(session, insert.on_conflict_do_nothing()))
+    # The row that was inserted says so itself: a driver need not know how many rows an insert wrote.
+    return session.scalars(insert.on_conflict_do_nothing().returning(Lock.name)).first() is not None
