@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from shared.bundles import Preprocessing
-from training import index, prepare, train, train_lungs
+from shared import bundles
+from shared.bundles import Bundle, Preprocessing
+from training import bundle, calibrate, evaluate, index, prepare, sample, train, train_lungs
+from worker.pipeline.predictor import Predictor
+from worker.runtimes.choose import open_predictor
 
 CONFIGS = Path(__file__).parent / "configs"
+NETWORKS = "resnet50,densenet121,efficientnet_b0"
 
 app = typer.Typer(help="Train a Hilum bundle, step by step.", no_args_is_help=True, add_completion=False)
 
 Data = Annotated[Path, typer.Option(help="folder of the data set", envvar="HILUM_TRAIN_DATA", file_okay=False)]
 Runs = Annotated[Path, typer.Option(help="folder of everything that training writes")]
+Runtime = Annotated[str, typer.Option(help="auto, openvino or torch")]
 Configs = Annotated[Path, typer.Option(help="folder of the *.toml configurations")]
 
 
@@ -64,6 +70,69 @@ def train_command(
     for name in names:
         path = train.train(items, runs / "prepared", configs / f"{name}.toml", classes, runs / name, minutes=minutes)
         typer.echo(path)
+
+
+@app.command("calibrate")
+def calibrate_command(
+    data: Data,
+    runs: Runs = Path("runs"),
+    configs: Configs = CONFIGS,
+    name: Annotated[str, typer.Option(help="name of the bundle")] = "hilum-cxr",
+    version: Annotated[str, typer.Option(help="version of the bundle")] = "0.1.0",
+    networks: Annotated[str, typer.Option(help="configurations of the ensemble, in its order")] = NETWORKS,
+    runtime: Runtime = "auto",
+) -> None:
+    """Draft a bundle of the trained weights and decide its gate, temperature and thresholds on the validation split."""
+    items = index.read(runs / "index.csv")
+    made = bundle.draft(items, runs, configs, networks.split(","), name=name, version=version)
+    predictor, config = _predictor(made, runs, runtime), configs / "calibration.toml"
+    made = calibrate.calibrate(made, predictor, items, data, runs / "prepared", config)
+    typer.echo(made.manifest.calibration.model_dump_json(indent=1))
+
+
+@app.command("evaluate")
+def evaluate_command(
+    data: Data,
+    runs: Runs = Path("runs"),
+    stored: Annotated[Path | None, typer.Option("--bundle", help="a bundle; default: the draft in runs")] = None,
+    runtime: Runtime = "auto",
+) -> None:
+    """Compute every figure of a stored bundle on the test split into its metrics.json."""
+    made = bundles.read(stored or runs / "bundle")
+    items = index.read(runs / "index.csv")
+    predictor = _predictor(made, runs, runtime)
+    figures = evaluate.evaluate(made, predictor, items, data, runs / "prepared")
+    typer.echo(json.dumps(evaluate.summary(figures), indent=1))
+
+
+@app.command("bundle")
+def bundle_command(
+    runs: Runs = Path("runs"),
+    out: Annotated[Path, typer.Option(help="folder of the released bundles")] = Path("bundles"),
+) -> None:
+    """Release the calibrated and evaluated draft."""
+    released = bundle.release(bundles.read(runs / "bundle"), out)
+    typer.echo(f"{released.identity} in {released.root}")
+
+
+@app.command("sample")
+def sample_command(
+    data: Data,
+    runs: Runs = Path("runs"),
+    configs: Configs = CONFIGS,
+    out: Annotated[Path, typer.Option(help="the PNG to write")] = Path("docs/sample/synthetic-radiograph.png"),
+    seed: Annotated[int, typer.Option(help="of the draw")] = 1,
+) -> None:
+    """Draw a synthetic radiograph, nobody's image, from the freely licensed training images."""
+    weights = runs / "lungs" / "lungs.safetensors"
+    network = prepare.lungs_network(configs / "lungs.toml", weights)
+    sample.save(sample.draw(index.read(runs / "index.csv"), data, network, weights, seed), out)
+    typer.echo(out)
+
+
+def _predictor(made: Bundle, runs: Path, runtime: str) -> Predictor:
+    """The runtime that serves, with the compiled graph kept among the runs."""
+    return open_predictor(made, cache=runs / "cache", runtime=runtime)
 
 
 def main() -> None:

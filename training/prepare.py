@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import tomllib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -15,13 +16,16 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 
 from shared.bundles import LungsNetwork, Preprocessing, checksum
-from shared.errors import Rejected
+from shared.errors import Misconfigured, Rejected
 from shared.schemas import RuntimeView
 from training.index import Item
 from worker.pipeline import decode, lungs, quality
 from worker.pipeline.predictor import Outputs
 from worker.runtimes import networks
 
+RECIPE = "recipe.json"
+Recipe = tuple[LungsNetwork, Path, Preprocessing]
+Seen = tuple[str, dict[str, float], np.ndarray, np.ndarray]
 SILHOUETTE = 32  # side of the mask that the silhouette baseline sees
 
 
@@ -38,7 +42,6 @@ class LungsPredictor:
     """The lungs network alone, behind the interface that the pipeline asks for."""
 
     def __init__(self, network: LungsNetwork, weights: Path) -> None:
-        torch.set_num_threads(1)  # one process per core: contended threads are five times slower
         self.runtime = RuntimeView(name="torch", device="cpu", precision="f32", threads=1)
         self._module = networks.UNet(network.widths)
         state = {key: value.float() for key, value in load_file(weights).items()}
@@ -80,19 +83,16 @@ def prepare(
 ) -> None:
     """Write tensors.npy int8 [N, S, S], silhouettes.npy uint8 [N, 32, 32] and rows.jsonl; goes on where it stopped."""
     out.mkdir(parents=True, exist_ok=True)
-    _same_recipe(out / "recipe.json", network, preprocessing)
+    _same_recipe(out, network, preprocessing)
     done = len(read_rows(out))
     side, count = preprocessing.input_size, len(items)
     tensors = _array(out / "tensors.npy", (count, side, side), np.int8)
     silhouettes = _array(out / "silhouettes.npy", (count, SILHOUETTE, SILHOUETTE), np.uint8)
     paths = [root / item.image for item in items[done:]]
-    with (
-        ProcessPoolExecutor(processes, initializer=_begin, initargs=(network, weights, preprocessing)) as pool,
-        (out / "rows.jsonl").open("a", encoding="utf-8") as file,
-    ):
-        results = tqdm(pool.map(_one, paths, chunksize=16), "prepare", count, initial=done, mininterval=10)
-        for i, (refused, values, tensor, silhouette) in enumerate(results, start=done):
-            tensors[i], silhouettes[i] = tensor, silhouette
+    seen = _in_processes(paths, processes, (network, weights, preprocessing))
+    with (out / "rows.jsonl").open("a", encoding="utf-8") as file:
+        for i, result in enumerate(tqdm(seen, "prepare", count, initial=done, mininterval=10), start=done):
+            refused, values, tensors[i], silhouettes[i] = result
             file.write(json.dumps(asdict(Row(items[i].id, refused, values))) + "\n")
 
 
@@ -112,12 +112,23 @@ def _rows(path: Path) -> Iterator[Row]:
             yield Row(**json.loads(line))
 
 
-def _same_recipe(path: Path, network: LungsNetwork, preprocessing: Preprocessing) -> None:
+def must_match(out: Path, network: LungsNetwork, preprocessing: Preprocessing) -> None:
+    """Misconfigured where `out` was prepared by another lungs network or preprocessing."""
+    path = out / RECIPE
+    if not path.is_file() or path.read_text(encoding="utf-8") != _recipe(network, preprocessing):
+        raise Misconfigured(f"{out} was prepared by another lungs network or preprocessing: prepare it again")
+
+
+def _same_recipe(out: Path, network: LungsNetwork, preprocessing: Preprocessing) -> None:
     """What another lungs network or preprocessing prepared is not gone on with."""
-    recipe = json.dumps({"lungs": network.model_dump(), "preprocessing": preprocessing.model_dump()})
+    path, recipe = out / RECIPE, _recipe(network, preprocessing)
     if path.is_file() and path.read_text(encoding="utf-8") != recipe:
-        (path.parent / "rows.jsonl").unlink(missing_ok=True)
+        (out / "rows.jsonl").unlink(missing_ok=True)
     path.write_text(recipe, encoding="utf-8")
+
+
+def _recipe(network: LungsNetwork, preprocessing: Preprocessing) -> str:
+    return json.dumps({"lungs": network.model_dump(), "preprocessing": preprocessing.model_dump()})
 
 
 def _array(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:
@@ -128,15 +139,27 @@ def _array(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:
     return np.lib.format.open_memmap(path, "w+", dtype=dtype, shape=shape)
 
 
+def _in_processes(paths: list[Path], processes: int, how: Recipe) -> Iterator[Seen]:
+    """The images one after the other, seen by so many processes; spawned, because torch does not survive a fork."""
+    if processes == 1:
+        _begin(*how)
+        yield from map(_one, paths)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, _begin, how) as pool:
+        yield from pool.map(_one, paths, chunksize=16)
+
+
 _state: tuple[LungsPredictor, LungsNetwork, Preprocessing]
 
 
 def _begin(network: LungsNetwork, weights: Path, preprocessing: Preprocessing) -> None:
+    torch.set_num_threads(1)  # one process per core: contended threads are five times slower
     global _state
     _state = (LungsPredictor(network, weights), network, preprocessing)
 
 
-def _one(path: Path) -> tuple[str, dict[str, float], np.ndarray, np.ndarray]:
+def _one(path: Path) -> Seen:
     """One image as serving sees it, its limits aside: they are chosen from these very values."""
     predictor, network, preprocessing = _state
     side = preprocessing.input_size

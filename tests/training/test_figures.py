@@ -1,0 +1,82 @@
+"""Figures of merit against scikit-learn, calibration against its promises, the sample against its source."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn import metrics as reference
+
+from tests.builders import chest
+from training import calibrate, metrics, sample
+from worker.pipeline.ensemble import softmax, tempered
+
+RNG = np.random.default_rng(0)
+LABELS = RNG.integers(0, 4, 2000)
+SKILL = softmax(RNG.normal(size=(2000, 4)) + 1.2 * np.eye(4)[LABELS])
+CLASSES = ["a", "b", "c", "d"]
+
+
+def test_figures_are_those_of_scikit_learn() -> None:
+    said = SKILL.argmax(axis=1)
+    found = metrics.classification(LABELS, SKILL, CLASSES)
+    assert found["macro_f1"] == pytest.approx(reference.f1_score(LABELS, said, average="macro"))
+    assert found["accuracy"] == pytest.approx(reference.accuracy_score(LABELS, said))
+    assert found["confusion"] == reference.confusion_matrix(LABELS, said).tolist()
+    for k, name in enumerate(CLASSES):
+        mine = found["per_class"][name]
+        assert mine["auc"] == pytest.approx(reference.roc_auc_score(k == LABELS, SKILL[:, k]))
+        assert mine["recall"] == pytest.approx(reference.recall_score(k == LABELS, said == k))
+        assert mine["precision"] == pytest.approx(reference.precision_score(k == LABELS, said == k))
+    assert metrics.nll(LABELS, SKILL) == pytest.approx(reference.log_loss(LABELS, SKILL))
+    ties = np.round(SKILL[:, 0], 1)
+    assert metrics.auc(LABELS == 0, ties) == pytest.approx(reference.roc_auc_score(LABELS == 0, ties))
+
+
+def test_calibration_error_is_zero_for_honest_and_large_for_boastful_answers() -> None:
+    honest = np.tile([0.75, 0.25], (1000, 1))
+    labels = np.array([0, 0, 0, 1] * 250)
+    assert metrics.ece(labels, honest) == pytest.approx(0)
+    assert metrics.ece(labels, np.tile([1.0, 0.0], (1000, 1))) == pytest.approx(0.25)
+
+
+def test_the_temperature_undoes_a_known_one() -> None:
+    p = softmax(RNG.normal(size=(20_000, 4)) * 1.5)
+    labels = (p.cumsum(axis=1) < RNG.random((20_000, 1))).sum(axis=1)  # drawn from p: p is calibrated
+    assert calibrate.temperature(labels, tempered(p, 1 / 2.5)) == pytest.approx(2.5, rel=0.1)
+
+
+def test_prediction_sets_cover_each_class_as_promised() -> None:
+    found = calibrate.quantiles(LABELS[:1000], SKILL[:1000], CLASSES, 0.9)
+    fresh, labels = SKILL[1000:], LABELS[1000:]
+    for k, name in enumerate(CLASSES):
+        mine = labels == k
+        assert (1 - fresh[mine, k] <= found[name]).mean() == pytest.approx(0.9, abs=0.05)
+    assert calibrate.quantiles(LABELS[:8], SKILL[:8], CLASSES, 0.9)["a"] == 1.0  # too few to exclude anything
+
+
+def test_sure_answers_err_as_rarely_as_asked() -> None:
+    least = calibrate.least_confidence(LABELS, SKILL, 0.6)
+    confidence, wrong = SKILL.max(axis=1), SKILL.argmax(axis=1) != LABELS
+    assert wrong[confidence >= least].mean() <= 0.6 * wrong.mean()
+    assert (confidence >= least).mean() > 0.2
+
+
+def test_limits_lie_outside_what_most_images_show() -> None:
+    values = {"contrast": RNG.normal(0.7, 0.1, 1000), "roughness": RNG.normal(0.1, 0.02, 1000)}
+    rule = {"share": 1.0, "slack": 0.0, "low": ["contrast"], "high": ["roughness"]}
+    found = calibrate.limits(values, {"limits": {"min_side_px": 96.0}, "percentiles": rule})
+    assert set(found) == {"min_side_px", "min_contrast", "max_roughness"}
+    assert (values["contrast"] < found["min_contrast"]).mean() == pytest.approx(0.01, abs=0.002)
+    wider = calibrate.limits(values, {"limits": {}, "percentiles": {**rule, "slack": 0.1}})
+    assert wider["min_contrast"] < found["min_contrast"]
+    assert wider["max_roughness"] > found["max_roughness"]
+
+
+def test_a_drawn_film_is_none_of_those_it_was_drawn_from() -> None:
+    films = np.stack([chest(seed, (96, 96)).astype(np.float32) / 255 for seed in range(60)])
+    film = sample.drawn(films, seed=1)
+    assert film.dtype == np.uint8
+    assert np.array_equal(film, sample.drawn(films, seed=1))
+    assert not np.array_equal(film, sample.drawn(films, seed=2))
+    closest = max(np.corrcoef(film.ravel(), other.ravel())[0, 1] for other in films)
+    assert 0.8 < closest < 0.995

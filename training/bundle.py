@@ -1,0 +1,108 @@
+"""Put trained weights into a bundle: a draft to be calibrated and evaluated, then the release."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import tomllib
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from shared import bundles
+from shared.bundles import Bundle, Calibration, Manifest, Network, Preprocessing
+from shared.errors import BundleError
+from training import evaluate, index, prepare
+from training.index import Item
+
+INTENDED_USE = (
+    "Research and triage support on frontal chest radiographs of four classes. Not a medical device, not a diagnosis: "
+    "a qualified person must read the image. Classes and sources are confounded in the training data."
+)
+LICENCE = (
+    "Research use only. The weights were made from public data sets of which a part is under non-commercial terms "
+    "(CC BY-NC-SA) or without a stated licence; see LICENCE.txt."
+)
+LICENCE_FILE = Path(__file__).parent / "configs" / "bundle-licence.txt"
+LARGEST_BYTES = 80_000_000
+
+
+def draft(items: list[Item], runs: Path, configs: Path, names: list[str], *, name: str, version: str) -> Bundle:
+    """The trained weights in `runs`/bundle under a manifest without calibration, limits or figures."""
+    root = runs / "bundle"
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir(parents=True)
+    weights = shutil.copy(runs / "lungs" / "lungs.safetensors", root)
+    manifest = Manifest(
+        name=name,
+        version=version,
+        classes=index.classes(items),
+        networks=[_network(n, runs, configs, root) for n in names],
+        lungs=prepare.lungs_network(configs / "lungs.toml", Path(weights)),
+        preprocessing=Preprocessing.model_validate({}),
+        calibration=Calibration(),
+        quality={},
+        training_data=_story(items, runs, configs, names),
+        intended_use=INTENDED_USE,
+        licence=LICENCE,
+        created_at=datetime.now(UTC).replace(microsecond=0),
+    )
+    return bundles.write(root, manifest)
+
+
+def release(made: Bundle, folder: Path) -> Bundle:
+    """The calibrated and evaluated draft in `folder`/<name>/<version>, its figures' summary in the manifest."""
+    path = made.root / evaluate.METRICS
+    if not path.is_file() or not made.manifest.calibration.quantiles or not made.manifest.quality:
+        raise BundleError("calibrate and evaluate the draft before its release")
+    figures = json.loads(path.read_text(encoding="utf-8"))
+    if figures["weights"] != {w.file: w.sha256 for w in (made.manifest.lungs, *made.manifest.networks)}:
+        raise BundleError("metrics.json is of other weights")
+    target = folder / made.manifest.name / made.manifest.version
+    target.mkdir(parents=True, exist_ok=True)
+    for weights in (made.manifest.lungs, *made.manifest.networks):
+        shutil.copy(made.path(weights), target)
+    shutil.copy(path, target)
+    shutil.copy(LICENCE_FILE, target / "LICENCE.txt")
+    released = bundles.write(target, made.manifest.model_copy(update={"metrics": evaluate.summary(figures)}))
+    size = sum(file.stat().st_size for file in target.iterdir())
+    if size > LARGEST_BYTES:
+        raise BundleError(f"the bundle has {size} bytes, more than {LARGEST_BYTES}")
+    return released
+
+
+def _network(name: str, runs: Path, configs: Path, root: Path) -> Network:
+    config = tomllib.loads((configs / f"{name}.toml").read_text(encoding="utf-8"))
+    path = Path(shutil.copy(runs / name / f"{name}.safetensors", root))
+    return Network(
+        name=config["name"], architecture=config["architecture"], file=path.name, sha256=bundles.checksum(path)
+    )
+
+
+def _story(items: list[Item], runs: Path, configs: Path, names: list[str]) -> dict[str, Any]:
+    """From which images and by which training the weights came."""
+    splits = Counter(f"{item.split}/{item.label}" for item in items)
+    return {
+        "fingerprint": index.fingerprint(items),
+        "images": dict(sorted(splits.items())),
+        "sources": dict(Counter(item.source for item in items if item.split in ("train", "stop"))),
+        "configs": {n: tomllib.loads((configs / f"{n}.toml").read_text(encoding="utf-8")) for n in ("lungs", *names)},
+        "trained": {n: _rounds(runs / n / f"{n}.csv") for n in names},
+    }
+
+
+def _rounds(path: Path) -> dict[str, Any]:
+    """What the log says: images drawn by size, minutes, and the best score on the stop fold at the serving size."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    images: Counter[str] = Counter()
+    for row in rows:
+        images[row["size"]] += int(row["images"])
+    last = max(int(row["size"]) for row in rows)
+    return {
+        "images_by_size": dict(images),
+        "minutes": round(sum(float(row["minutes"]) for row in rows), 1),
+        "best_stop_f1": max(float(row["stop_f1"]) for row in rows if int(row["size"]) == last),
+    }
