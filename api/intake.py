@@ -80,7 +80,8 @@ def accept(
                 sha256=sha256,
                 **wishes.model_dump(),
             )
-            return views.view(session, job), job.version
+            view = views.view(session, job) if wishes.explain else views.view_of_new(job)
+            return view, job.version
     except HilumError:
         # Refused before the commit. After a commit of unknown outcome the blob must stay: a job may need it.
         with contextlib.suppress(HilumError):

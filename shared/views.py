@@ -28,6 +28,11 @@ def view(session: Session, job: Job) -> JobView:
     return _views(session, [job])[0]
 
 
+def view_of_new(job: Job) -> JobView:
+    """A job that was submitted just now, without explanations: nothing else can belong to it, so nothing is asked."""
+    return _view(job, [], [])
+
+
 def page(
     session: Session,
     tenant_id: str,
