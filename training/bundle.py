@@ -14,7 +14,7 @@ from typing import Any
 from shared import bundles
 from shared.bundles import Bundle, Calibration, Manifest, Network, Preprocessing
 from shared.errors import BundleError
-from training import evaluate, index, prepare
+from training import card, evaluate, index, prepare
 from training.index import Item
 
 INTENDED_USE = (
@@ -26,6 +26,7 @@ LICENCE = (
     "(CC BY-NC-SA) or without a stated licence; see LICENCE.txt."
 )
 LICENCE_FILE = Path(__file__).parent / "configs" / "bundle-licence.txt"
+CARD = "model-card.md"
 LARGEST_BYTES = 80_000_000
 
 
@@ -67,6 +68,7 @@ def release(made: Bundle, folder: Path) -> Bundle:
     shutil.copy(path, target)
     shutil.copy(LICENCE_FILE, target / "LICENCE.txt")
     released = bundles.write(target, made.manifest.model_copy(update={"metrics": evaluate.summary(figures)}))
+    (target / CARD).write_text(card.card(released.manifest, figures), encoding="utf-8")
     size = sum(file.stat().st_size for file in target.iterdir())
     if size > LARGEST_BYTES:
         raise BundleError(f"the bundle has {size} bytes, more than {LARGEST_BYTES}")

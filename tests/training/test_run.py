@@ -124,6 +124,9 @@ def test_the_release_serves_and_says_what_the_draft_said(
     assert released.manifest.metrics["macro_f1"] == figures["ensemble"]["macro_f1"]
     assert "esearch" in released.manifest.licence
     assert (root / "LICENCE.txt").is_file()
+    card = (root / "model-card.md").read_text(encoding="utf-8")
+    assert f"| ensemble | {figures['ensemble']['accuracy']:.3f} | {figures['ensemble']['macro_f1']:.3f} |" in card
+    assert released.manifest.training_data["fingerprint"] in card
     film = (data / index.read(runs / "index.csv")[0].image).read_bytes()
     one = analyze(film, TorchPredictor(released), released).analysis
     other = analyze(film, TorchPredictor(draft), draft).analysis
