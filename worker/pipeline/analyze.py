@@ -100,9 +100,7 @@ def prepare(
     return Prepared(radiograph, found, values, tensor, clock)
 
 
-def conclude(
-    prepared: Prepared, outputs: Outputs, index: int, predictor: Predictor, bundle: Bundle
-) -> Diagnosis:
+def conclude(prepared: Prepared, outputs: Outputs, index: int, predictor: Predictor, bundle: Bundle) -> Diagnosis:
     """Everything after the classifiers, for image number `index` of the batch that `outputs` answers."""
     manifest = bundle.manifest
     prepared.clock.enter("vote")
@@ -124,9 +122,7 @@ def assert_range(tensor: np.ndarray, preprocessing: Preprocessing) -> None:
     side, clip = preprocessing.input_size, preprocessing.clip
     inside = tensor[tensor != 0]
     if tensor.shape != (side, side) or tensor.dtype != np.float32:
-        raise BundleError(
-            f"a tensor {tensor.dtype} {tensor.shape} where float32 ({side}, {side}) is expected"
-        )
+        raise BundleError(f"a tensor {tensor.dtype} {tensor.shape} where float32 ({side}, {side}) is expected")
     if not inside.size or not np.isfinite(inside).all() or np.abs(inside).max() > clip + 1e-3:
         raise BundleError(f"a tensor that is empty or leaves -{clip}..{clip}")
     if abs(float(inside.mean())) > 0.5 or not 0.3 < float(inside.std()) < 1.5:

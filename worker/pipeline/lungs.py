@@ -33,9 +33,7 @@ class Lungs:
         return (left + right) / self.mask.size, left / self.mask.size, right / self.mask.size
 
 
-def find(
-    pixels: np.ndarray, predictor: Predictor, network: LungsNetwork, preprocessing: Preprocessing
-) -> Lungs:
+def find(pixels: np.ndarray, predictor: Predictor, network: LungsNetwork, preprocessing: Preprocessing) -> Lungs:
     """The lungs in `pixels` float32 [H, W] in 0..1; an empty mask where none are found."""
     tensor = segmentation_tensor(pixels, network.input_size)
     probability = predictor.segment(tensor[None, None])[0]
@@ -107,9 +105,7 @@ def tensor(pixels: np.ndarray, lungs: Lungs, preprocessing: Preprocessing) -> np
     inside = resize(cut(lungs.mask.astype(np.float32), lungs.box), size) >= 0.5
     growth = round(preprocessing.mask_dilation * size)
     if growth:
-        inside = ndimage.binary_dilation(inside, iterations=growth) & (
-            resize_inside(pixels.shape, lungs.box, size)
-        )
+        inside = ndimage.binary_dilation(inside, iterations=growth) & (resize_inside(pixels.shape, lungs.box, size))
     if not inside.any():
         return np.zeros((size, size), dtype=np.float32)
     values = crop[inside]

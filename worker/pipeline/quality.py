@@ -90,9 +90,7 @@ def measure_lungs(radiograph: Radiograph, lungs: Lungs) -> dict[str, float]:
     }
 
 
-def _gate(
-    values: dict[str, float], checks: tuple[Check, ...], limits: Mapping[str, float]
-) -> dict[str, float]:
+def _gate(values: dict[str, float], checks: tuple[Check, ...], limits: Mapping[str, float]) -> dict[str, float]:
     """The values unchanged where none breaks its limits."""
     for check in checks:
         value = values[check.name]
