@@ -18,8 +18,8 @@ import httpx
 import psutil
 import pytest
 
+from shared.bundles import Bundle
 from tests import builders
-from tests.tiny import tiny_bundle
 
 START_S = 120.0
 STOP_S = 40.0
@@ -72,43 +72,26 @@ def until(true: Callable[[], bool], timeout_s: float = 30.0) -> bool:
 
 
 @pytest.fixture(scope="session")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tiny bundle."""
-    return tiny_bundle(tmp_path_factory.mktemp("bundle")).root
-
-
-@pytest.fixture(scope="session")
-def clean_env(bundle: Path) -> dict[str, str]:
-    """This environment without any setting of Hilum but the tiny bundle."""
-    ours = ("HILUM_", "DATABASE_URL", "REDIS_URL", "PORT", "AWS_", "NO_COLOR")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    return {**kept, "HILUM_BUNDLE": str(bundle), "OMP_NUM_THREADS": "1"}
-
-
-@pytest.fixture(scope="session")
-def cache(clean_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the tiny bundle's compiled graphs, which takes a while to make."""
-    home = tmp_path_factory.mktemp("compiled")
-    command = [sys.executable, "-m", "api.cli", "bundle", "compile"]
-    subprocess.run(command, env={**clean_env, "HILUM_HOME": str(home)}, check=True, timeout=START_S)
-    return home / "cache"
+def clean_env(tiny: Bundle) -> dict[str, str]:
+    """This environment, which the suite has cleared of Hilum's settings, with the tiny bundle."""
+    return {**os.environ, "HILUM_BUNDLE": str(tiny.root), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
 def start_up(
-    clean_env: dict[str, str], cache: Path, tmp_path_factory: pytest.TempPathFactory
+    clean_env: dict[str, str], compiled_home: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., Up]]:
     """Start `hilum up` on a home and wait until it is ready; what still runs at the end is killed."""
     begun: list[Up] = []
 
-    def start(home: Path, *options: str) -> Up:
+    def start(home: Path, *options: str, **variables: str) -> Up:
         if not home.exists():
             home.mkdir(mode=0o700)
-            shutil.copytree(cache, home / "cache")
+            shutil.copytree(compiled_home / "cache", home / "cache")
         log = tmp_path_factory.mktemp("log") / "up.log"
         command = [sys.executable, "-m", "api.cli", "up", "--port", "0", *options]
         with log.open("wb") as out:
-            env = {**clean_env, "HILUM_HOME": str(home)}
+            env = {**clean_env, "HILUM_HOME": str(home), **variables}
             process = subprocess.Popen(command, env=env, stdout=out, stderr=subprocess.STDOUT)
         up = Up(process, home, log)
         begun.append(up)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -11,13 +10,11 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from api import broker, supervisor, up
 from api.app import create_app
-from api.console import Console
-from api.up import Run
 from shared import jobs, workers
 from shared.db import Database, transaction
 from shared.settings import Settings
+from tests import servers
 
 Client = Callable[..., TestClient]
 
@@ -39,11 +36,8 @@ def client(settings: Settings) -> Iterator[Client]:
 @pytest.fixture
 def redis_url(tmp_path: Path) -> Iterator[str]:
     """A real Redis of the test's own."""
-    run = Run(Settings(home=tmp_path / "broker", broker_url=""), Console(io.StringIO()), workers=1, key_file=None)
-    url = up._with_broker(run, run.settings).broker_url
-    assert broker.answers(url)
-    yield url
-    supervisor.stop(run.children, run.console)
+    with servers.broker(tmp_path) as redis:
+        yield redis.url
 
 
 def test_alive_needs_nobody(client: Client) -> None:

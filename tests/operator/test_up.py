@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 import socket
@@ -15,6 +16,8 @@ import httpx
 import psutil
 import pytest
 
+from tests import servers
+from tests.conftest import postgres_database
 from tests.operator.conftest import Up, submit, until
 
 KEY = re.compile(r"hlm_[\w-]{20,}")
@@ -112,9 +115,13 @@ def test_the_broker_starts_again_where_the_others_look_for_it(up: Up, key: str) 
 def test_sigterm_leaves_no_process_behind_even_with_a_request_that_waits(up: Up, key: str) -> None:
     family = up.family()
     assert len(family) >= 5
-    held = threading.Thread(target=_hold, args=(up.url, key), daemon=True)
-    held.start()
-    assert up.end() == 0
+    with httpx.Client(base_url=up.url, headers={"Authorization": f"Bearer {key}"}, timeout=90) as client:
+        newest = client.get("/v1/jobs", params={"limit": 1}).json()["jobs"][0]["id"]
+        held = threading.Thread(target=_hold, args=(client, newest), daemon=True)
+        held.start()
+        held.join(0.5)
+        assert held.is_alive()
+        assert up.end() == 0
     assert not [process for process in family if process.is_running()]
     assert not (up.home / "up.json").exists()
 
@@ -132,6 +139,19 @@ def test_the_next_start_needs_no_key_and_survives_no_kill(up: Up, key: str, star
     assert until(lambda: not any(process.is_running() for process in family)), family
 
 
+@pytest.mark.postgres
+def test_the_same_code_on_postgresql_and_a_redis_of_somebody_else(
+    start_up: Start, postgres_url: str, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    with postgres_database(postgres_url) as database_url, servers.broker(tmp_path) as redis:
+        up = start_up(home, DATABASE_URL=database_url, REDIS_URL=redis.url)
+        assert submit(up.url, KEY.findall(up.said)[0])["status"] == "succeeded"
+        assert not (home / "hilum.db").exists()
+        assert not (home / "redis").exists()
+        assert up.end() == 0
+
+
 def test_an_address_or_a_bundle_that_is_none_is_said_before_anything_starts(
     clean_env: dict[str, str], tmp_path: Path
 ) -> None:
@@ -141,11 +161,8 @@ def test_an_address_or_a_bundle_that_is_none_is_said_before_anything_starts(
     assert not (tmp_path / "home" / "hilum.db").exists()
 
 
-def _hold(url: str, key: str) -> None:
-    with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=90) as client:
-        newest = client.get("/v1/jobs", params={"limit": 1}).json()["jobs"][0]["id"]
-        etag = client.get(f"/v1/jobs/{newest}").headers["etag"]
-        try:
-            client.get(f"/v1/jobs/{newest}", params={"wait": 60}, headers={"If-None-Match": etag})
-        except httpx.HTTPError:
-            return
+def _hold(client: httpx.Client, job_id: str) -> None:
+    """Wait for news of a job of which there will be none."""
+    with contextlib.suppress(httpx.HTTPError):
+        etag = client.get(f"/v1/jobs/{job_id}").headers["etag"]
+        client.get(f"/v1/jobs/{job_id}", params={"wait": 60}, headers={"If-None-Match": etag})
