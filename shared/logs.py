@@ -20,6 +20,7 @@ QUIET = (
     "PIL",
     "pydicom",
     "alembic",
+    "celery.app.trace",
     "celery.worker.strategy",
 )
 
@@ -28,6 +29,7 @@ def configure(settings: Settings, process: str) -> None:
     """Send every log line of this process, the libraries' too, to standard error as JSON with `process` in it."""
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
+        lambda _, __, line: {**line, "process": process},  # bound context would not reach the process's threads
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -58,7 +60,6 @@ def configure(settings: Settings, process: str) -> None:
         cache_logger_on_first_use=False,
     )
     structlog.contextvars.clear_contextvars()
-    structlog.contextvars.bind_contextvars(process=process)
 
 
 def get(name: str) -> Any:

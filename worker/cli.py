@@ -74,11 +74,13 @@ def diagnose(
 def compile_bundle(folder: Folder = None) -> None:
     """Compile a bundle for OpenVINO into the cache of this machine; needs torch."""
     from worker.runtimes import compiled
-    from worker.runtimes.export import export
 
     settings = _quiet()
+    found = _bundle(settings, folder)
+    from worker.runtimes.export import export  # seconds of torch, which a broken bundle is not worth
+
     with compiled.locked(settings.cache):
-        typer.echo(export(_bundle(settings, folder), settings.cache))
+        typer.echo(export(found, settings.cache))
 
 
 @bundle_app.command()
