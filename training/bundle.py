@@ -35,13 +35,13 @@ def draft(items: list[Item], runs: Path, configs: Path, names: list[str], *, nam
     root = runs / "bundle"
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
-    weights = shutil.copy(runs / "lungs" / "lungs.safetensors", root)
+    weights = shutil.copyfile(runs / "lungs" / "lungs.safetensors", root / "lungs.safetensors")
     manifest = Manifest(
         name=name,
         version=version,
         classes=index.classes(items),
         networks=[_network(n, runs, configs, root) for n in names],
-        lungs=prepare.lungs_network(configs / "lungs.toml", Path(weights)),
+        lungs=prepare.lungs_network(configs / "lungs.toml", weights),
         preprocessing=Preprocessing.model_validate({}),
         calibration=Calibration(),
         quality={},
@@ -64,9 +64,9 @@ def release(made: Bundle, folder: Path) -> Bundle:
     target = folder / made.manifest.name / made.manifest.version
     target.mkdir(parents=True, exist_ok=True)
     for weights in (made.manifest.lungs, *made.manifest.networks):
-        shutil.copy(made.path(weights), target)
-    shutil.copy(path, target)
-    shutil.copy(LICENCE_FILE, target / "LICENCE.txt")
+        shutil.copyfile(made.path(weights), target / weights.file)
+    shutil.copyfile(path, target / path.name)
+    shutil.copyfile(LICENCE_FILE, target / "LICENCE.txt")
     released = bundles.write(target, made.manifest.model_copy(update={"metrics": evaluate.summary(figures)}))
     (target / CARD).write_text(card.card(released.manifest, figures), encoding="utf-8")
     size = sum(file.stat().st_size for file in target.iterdir())
@@ -77,7 +77,7 @@ def release(made: Bundle, folder: Path) -> Bundle:
 
 def _network(name: str, runs: Path, configs: Path, root: Path) -> Network:
     config = tomllib.loads((configs / f"{name}.toml").read_text(encoding="utf-8"))
-    path = Path(shutil.copy(runs / name / f"{name}.safetensors", root))
+    path = shutil.copyfile(runs / name / f"{name}.safetensors", root / f"{name}.safetensors")
     return Network(
         name=config["name"], architecture=config["architecture"], file=path.name, sha256=bundles.checksum(path)
     )

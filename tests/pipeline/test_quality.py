@@ -78,6 +78,13 @@ def test_one_lung_and_no_lungs_have_codes_of_their_own() -> None:
     assert caught.value.code == "no_lungs"
 
 
+def test_an_image_that_is_all_lung_has_lungs_but_is_no_film() -> None:
+    everywhere = Lungs(np.ones((200, 200), bool), (0, 0, 200, 200))
+    with pytest.raises(Rejected) as caught:
+        quality.check_lungs(film(NOISE), everywhere, {"min_lungs_area": 0.1, "max_lungs_area": 0.6})
+    assert (caught.value.code, caught.value.threshold) == ("not_a_radiograph", 0.6)
+
+
 def test_a_value_that_is_no_number_does_not_pass() -> None:
     values = two_lungs()
     unsure = Lungs(values.mask, values.box, float("nan"))

@@ -33,7 +33,7 @@ IMAGE_CHECKS = (
     Check("roughness", "not_a_radiograph", "the share of fine structure in the image"),
 )
 LUNGS_CHECKS = (
-    Check("lungs_area", "no_lungs", "the share of the image that is lung"),
+    Check("lungs_area", "no_lungs", "the share of the image that is lung", "not_a_radiograph"),
     Check("lungs_smaller", "one_lung", "the area of the smaller lung over that of the larger"),
     Check("lungs_certainty", "not_a_radiograph", "how sure the lungs network is inside its mask"),
     Check("lungs_symmetry", "not_a_radiograph", "how much the two lungs mirror each other"),
@@ -98,7 +98,7 @@ def _gate(values: dict[str, float], checks: tuple[Check, ...], limits: Mapping[s
         if low is not None and not value >= low:
             raise Rejected(check.code, f"too low: {check.detail}", value=value, threshold=low)
         if high is not None and not value <= high:
-            raise Rejected(check.code, f"too high: {check.detail}", value=value, threshold=high)
+            raise Rejected(check.above or check.code, f"too high: {check.detail}", value=value, threshold=high)
     return values
 
 
