@@ -29,6 +29,7 @@ port {port}
 requirepass {password}
 daemonize no
 logfile ""
+loglevel warning
 dir "{folder}"
 appendonly yes
 appendfsync everysec

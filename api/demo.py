@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from api import up
+from api import home as homes
 from shared.settings import ROOT, Settings, environment
 
 SAMPLE = ROOT / "docs" / "sample" / "synthetic-radiograph.png"
@@ -76,7 +76,7 @@ def _when_ready(process: subprocess.Popen[bytes], home: Path, out: Path, say: Sa
         if process.poll() is not None:
             last = "\n".join(f"  {line}" for line in (out / "up.log").read_text("utf-8").splitlines()[-12:])
             raise NoDemo(f"the service ended with code {process.returncode}:\n{last}")
-        known = up.state(home)
+        known = homes.state(home)
         if known.get("pid") == process.pid and known.get("ready"):
             return str(known["url"])
         if not told and time.monotonic() > began + PATIENCE_S:

@@ -146,6 +146,8 @@ def _relay(child: Child, process: subprocess.Popen[bytes], console: Console) -> 
     with process.stdout as stream:
         while raw := stream.readline(LINE_BYTES):
             line = raw.decode(errors="replace").rstrip()
+            if not line:
+                continue
             child.tail.append(line)
             console.relay(child.program.name, line)
 

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
-import ipaddress
 import json
-import os
 import signal
 import socket
 import sys
@@ -19,24 +15,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
-from api import broker, keyfile, supervisor
+from api import address, broker, home, keyfile, supervisor
 from api.console import BOLD, RED, Console
 from api.migrate import migrate
 from api.supervisor import Child, GaveUp, Program
 from shared import bundles, tenants
 from shared.db import open_database, transaction
-from shared.errors import Misconfigured, Unavailable
+from shared.errors import Unavailable
 from shared.settings import Settings, environment
 
-STATE = "up.json"
-LOCK = "up.lock"
 BROKER_TRIES = 3
 BROKER_START_S = 20.0
 READY_POLL_S = 0.25
 COMPLAIN_S = 15.0  # the first start may have to compile the networks
-BACKLOG = 2048
+TRY_IT = 'Try it: curl -H "Authorization: Bearer $KEY" -H "Prefer: wait=30" -F file=@film.png {url}/v1/jobs'
 WORKER_STOP_S = 15.0
 
 
@@ -62,7 +56,7 @@ def up(settings: Settings, *, workers: int, key_file: Path | None, out: TextIO =
     settings = settings.model_copy(update={"home": settings.home.resolve()})
     run = Run(settings, console, workers, key_file)
     bundles.read_manifest(settings.bundle)
-    with _only_one(settings.home), _listening(settings) as listener, _signals(run):
+    with home.only_one(settings.home), address.listening(settings) as listener, _signals(run):
         try:
             return _serve(run, listener)
         except GaveUp as error:
@@ -72,23 +66,10 @@ def up(settings: Settings, *, workers: int, key_file: Path | None, out: TextIO =
             _stop(run)
 
 
-def url_of(host: str, port: int) -> str:
-    """How a browser on this machine reaches the address."""
-    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-    return f"http://{shown}:{port}"
-
-
-def state(home: Path) -> dict[str, Any]:
-    """What a running `hilum up` says of itself (pid, url, ready), or nothing."""
-    with contextlib.suppress(OSError, ValueError):
-        return json.loads((home / STATE).read_text("utf-8"))
-    return {}
-
-
 def _serve(run: Run, listener: socket.socket) -> int:
     host, port = listener.getsockname()[:2]
     settings = run.settings.model_copy(update={"host": run.settings.host, "port": port})
-    if _is_loopback(host) and "legacy_open" not in settings.model_fields_set:
+    if address.is_loopback(host) and "legacy_open" not in settings.model_fields_set:
         settings = settings.model_copy(update={"legacy_open": True})
     settings = _with_broker(run, settings)
     if run.stopping.is_set():
@@ -105,13 +86,14 @@ def _serve(run: Run, listener: socket.socket) -> int:
 
 def _tend_until_ready(run: Run, settings: Settings) -> None:
     """Say when the service is ready, and from time to time what it still waits for."""
-    url, complain_at = url_of(settings.host, settings.port), time.monotonic() + COMPLAIN_S
+    url, complain_at = address.url_of(settings.host, settings.port), time.monotonic() + COMPLAIN_S
     while not run.stopping.wait(READY_POLL_S):
         supervisor.tend(run.children, run.console)
         missing = _missing(url)
         if missing is None:
-            _note(settings.home, url, ready=True)
-            return run.console.say(f"Ready: {url}", BOLD)
+            home.note(settings.home, url, ready=True)
+            run.console.say(f"Ready: {url}", BOLD)
+            return run.console.say(TRY_IT.format(url=url))
         if time.monotonic() > complain_at:
             run.console.say(f"Not ready yet: {missing}")
             complain_at = time.monotonic() + COMPLAIN_S
@@ -170,9 +152,9 @@ def _first_key(run: Run, settings: Settings) -> str | None:
 
 
 def _greet(run: Run, settings: Settings, key: str | None) -> None:
-    url = url_of(settings.host, settings.port)
+    url = address.url_of(settings.host, settings.port)
     say = run.console.say
-    _note(settings.home, url, ready=False)
+    home.note(settings.home, url, ready=False)
     say(f"Hilum starts on {url} (home {settings.home}); Ctrl-C stops it.", BOLD)
     if key and run.key_file:
         say(f"The API key of tenant `{tenants.DEFAULT}` lies in {run.key_file}.")
@@ -180,13 +162,6 @@ def _greet(run: Run, settings: Settings, key: str | None) -> None:
         say(f"The API key of tenant `{tenants.DEFAULT}`, shown this once (only its hash is kept): {key}", BOLD)
     else:
         say("The API key is the one that the first start showed; `hilum key create` makes another.")
-
-
-def _note(home: Path, url: str, *, ready: bool) -> None:
-    """Leave word for whoever asks where the service is: a second `hilum up`, the demo, a script."""
-    part = home / f"{STATE}.part"
-    part.write_text(json.dumps({"pid": os.getpid(), "url": url, "ready": ready}) + "\n", "utf-8")
-    part.replace(home / STATE)
 
 
 def _missing(url: str) -> str | None:
@@ -211,8 +186,7 @@ def _stop(run: Run) -> None:
     brokers = [child for child in run.children if child.program.name == "broker"]
     for group in (others, brokers):
         supervisor.stop(group, run.console, at_once=lambda: run.signals > 1)
-    with contextlib.suppress(OSError):
-        (run.settings.home / STATE).unlink()
+    home.forget(run.settings.home)
     run.console.say("Stopped.")
 
 
@@ -230,66 +204,3 @@ def _signals(run: Run) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _only_one(home: Path) -> Iterator[None]:
-    """Hold the home's lock; the kernel gives it back however this process ends."""
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)  # radiographs lie in it
-    with (home / LOCK).open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            other = state(home)
-            who = f" (pid {other['pid']}, {other['url']})" if {"pid", "url"} <= set(other) else ""
-            raise Misconfigured(
-                f"Hilum is up already in {home}{who}. Stop it first, or use another home: "
-                "HILUM_HOME=/another/folder hilum up --port 0"
-            ) from error
-        with contextlib.suppress(OSError):
-            (home / STATE).unlink()
-        yield
-
-
-@contextlib.contextmanager
-def _listening(settings: Settings) -> Iterator[socket.socket]:
-    """The socket of the API, held here: while the API restarts, clients wait in it instead of being refused."""
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
-    except socket.gaierror as error:
-        raise Misconfigured(f"HILUM_HOST={settings.host} is no address of this machine: {error.strerror}") from error
-    with socket.socket(family, kind) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(address)
-            listener.listen(BACKLOG)
-        except OSError as error:
-            raise Misconfigured(_cannot_bind(settings, error)) from error
-        yield listener
-
-
-def _cannot_bind(settings: Settings, error: OSError) -> str:
-    where = f"port {settings.port} on {settings.host}"
-    if error.errno == errno.EADDRINUSE:
-        why = f"{where} is taken by another program"
-    elif error.errno == errno.EACCES:
-        why = f"{where} is for the administrator only"
-    else:
-        why = f"{where} cannot be bound: {error.strerror}"
-    return (
-        f"{why[0].upper()}{why[1:]}. Choose another: `hilum up --port {_another(settings)}` or "
-        f"`PORT={_another(settings)} make up`; port 0 takes any that is free."
-    )
-
-
-def _another(settings: Settings) -> int:
-    """A port near the wanted one that is free now."""
-    for port in range(max(settings.port, 1024) + 1, min(settings.port + 100, 65535)):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    return 0
-
-
-def _is_loopback(host: str) -> bool:
-    return ipaddress.ip_address(host).is_loopback
