@@ -16,9 +16,9 @@ MIN_PART = 0.01  # smaller islands of the mask, as a share of the image, are noi
 
 @dataclass(frozen=True)
 class Lungs:
-    """The lungs in one image: `mask` bool [H, W]; `box` left, top, right, bottom of their square crop, may leave the image.
+    """The lungs in one image: `mask` bool [H, W] and the `box` left, top, right, bottom of their square crop.
 
-    `certainty` is the network's mean probability inside the mask, 0..1; 1 where people drew the mask.
+    The box may leave the image; `certainty` is the network's mean probability inside the mask, 0..1; 1 where people drew the mask.
     """
 
     mask: np.ndarray
@@ -77,7 +77,7 @@ def resize(pixels: np.ndarray, size: int) -> np.ndarray:
 
 
 def crop_box(mask: np.ndarray, margin: float) -> tuple[int, int, int, int]:
-    """The square around the lungs with a margin: left, top, right, bottom in pixels; all zero where the mask is empty."""
+    """The square around the lungs with a margin: left, top, right, bottom; all zero where the mask is empty."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not rows.size:
         return 0, 0, 0, 0
@@ -99,7 +99,7 @@ def cut(pixels: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
 
 
 def tensor(pixels: np.ndarray, lungs: Lungs, preprocessing: Preprocessing) -> np.ndarray:
-    """The classifiers' input float32 [224, 224]: lungs at mean 0 and deviation 1, cut at +-clip, zero outside the mask."""
+    """The classifiers' input float32 [224, 224]: lungs at mean 0, deviation 1, cut at +-clip; zero outside."""
     size = preprocessing.input_size
     crop = resize(cut(pixels, lungs.box), size)
     inside = resize(cut(lungs.mask.astype(np.float32), lungs.box), size) >= 0.5
@@ -115,7 +115,7 @@ def tensor(pixels: np.ndarray, lungs: Lungs, preprocessing: Preprocessing) -> np
 
 def resize_inside(shape: tuple[int, int], box: tuple[int, int, int, int], size: int) -> np.ndarray:
     """Which pixels of the crop [size, size] lie inside the image of `shape`: bool."""
-    left, top, right, bottom = box
+    left, top, right, _ = box
     step = (right - left) / size
     centres = (np.arange(size) + 0.5) * step
     rows = (centres + top >= 0) & (centres + top < shape[0])

@@ -14,8 +14,8 @@ from shared.schemas import RuntimeView
 class Outputs:
     """What M networks say about N tensors and K classes.
 
-    `logits` float32 [M, N, K]; `maps` float32 [M, N, K, h, w], whose mean over h and w plus the head's bias is the logit;
-    `features` one float32 [N, D] per network, the pooled features before the head.
+    `logits` float32 [M, N, K]; `maps` float32 [M, N, K, h, w], whose mean over h and w plus the head's bias is the
+    logit; `features` one float32 [N, D] per network, the pooled features before the head.
     """
 
     logits: np.ndarray

@@ -1,4 +1,4 @@
-"""The quality gate: what is measured on an image and on its lungs, and the coded refusals; every limit is the bundle's."""
+"""The quality gate: what is measured on an image and its lungs, and the coded refusals; limits are the bundle's."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ LOOK = 128  # side in pixels at which an image's texture is measured, whatever i
 
 @dataclass(frozen=True)
 class Check:
-    """One measured value; the bundle limits it by `min_<name>` and `max_<name>`, beyond which `code` is the refusal."""
+    """A measured value: below the bundle's `min_<name>` the refusal is `code`, above `max_<name>` it is `above`."""
 
     name: str
     code: str
     detail: str
+    above: str = ""
 
 
 IMAGE_CHECKS = (
@@ -117,13 +118,13 @@ def _entropy(values: np.ndarray) -> float:
 
 
 def _roughness(values: np.ndarray) -> float:
-    """Deviation of what a small blur takes away, over the deviation of the image: noise is rough, a chest is smooth."""
+    """Deviation of what a small blur takes away over that of the image: noise is rough, a chest is smooth."""
     fine = values - ndimage.gaussian_filter(values, 1.5)
     return float(fine.std() / max(float(values.std()), 1e-6))
 
 
 def _darkness(pixels: np.ndarray, mask: np.ndarray) -> float:
-    """Mean outside minus mean inside the mask, in standard deviations of the lungs' box: an inverted film is below 0."""
+    """Mean outside minus mean inside the mask, in deviations of the box: an inverted film is below 0."""
     if mask.all():
         return 0.0
     return float((pixels[~mask].mean() - pixels[mask].mean()) / max(float(pixels.std()), 1e-6))
