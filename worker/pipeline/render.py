@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 
 import numpy as np
 from PIL import Image
@@ -33,6 +35,8 @@ INFERNO = [
 TABLE = np.stack([np.interp(np.arange(256), STEPS, channel) for channel in zip(*INFERNO, strict=True)], axis=1)
 CONTOUR = (86, 180, 233)  # sky blue of Okabe and Ito's colour-blind safe set; the heat never has it
 OPACITY = 0.6
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_UP = 2  # the filter that takes the row above away
 CONTOUR_SHARE = 1 / 350  # width of the contour as a share of the image's shorter side
 
 
@@ -66,9 +70,21 @@ def gray8(pixels: np.ndarray) -> np.ndarray:
 
 def png(array: np.ndarray) -> bytes:
     """A PNG of uint8 [H, W] or [H, W, 3], or of one bit per pixel of bool [H, W]; packed fast rather than tight."""
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
+    if array.dtype == bool:
+        buffer = io.BytesIO()
+        Image.fromarray(array).save(buffer, "PNG", compress_level=1)
+        return buffer.getvalue()
+    height, width = array.shape[:2]
+    flat = array.reshape(height, -1)
+    rows = np.full((height, flat.shape[1] + 1), PNG_UP, dtype=np.uint8)
+    rows[0, 1:] = flat[0]
+    np.subtract(flat[1:], flat[:-1], out=rows[1:, 1:])
+    # One filter and runs only: three times as fast as Pillow's choice of a filter for every row, and no larger.
+    packer = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_RLE)
+    colour = 2 if array.ndim == 3 else 0
+    header = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)
+    packed = packer.compress(rows) + packer.flush()
+    return PNG_SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", packed) + _chunk(b"IEND", b"")
 
 
 def jpeg(array: np.ndarray) -> bytes:
@@ -82,3 +98,8 @@ def read_png(data: bytes) -> np.ndarray:
     """What `png` wrote: uint8 or bool, [H, W] or [H, W, 3]."""
     with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
         return np.asarray(image)
+
+
+def _chunk(name: bytes, data: bytes) -> bytes:
+    """A chunk of a PNG: its length, its name, its data and their checksum (PNG 1.2, section 3.2)."""
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
