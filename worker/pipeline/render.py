@@ -83,7 +83,7 @@ def png(array: np.ndarray) -> bytes:
     packer = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_RLE)
     colour = 2 if array.ndim == 3 else 0
     header = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)
-    packed = packer.compress(rows) + packer.flush()
+    packed = packer.compress(rows.tobytes()) + packer.flush()
     return PNG_SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", packed) + _chunk(b"IEND", b"")
 
 
