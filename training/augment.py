@@ -22,6 +22,15 @@ def affine(images: torch.Tensor, *, rotation_deg: float, scale: float, shift: fl
     return F.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
 
 
+def crop(images: torch.Tensor, side: int) -> torch.Tensor:
+    """One random square of `side` pixels of the batch: structures at their full size for part of the cost."""
+    room = images.shape[-1] - side
+    if room <= 0:
+        return images
+    y, x = (int(v) for v in torch.randint(0, room + 1, (2,)))
+    return images[..., y : y + side, x : x + side]
+
+
 def intensity(images: torch.Tensor, *, contrast: float, brightness: float, noise: float) -> torch.Tensor:
     """Contrast, brightness and noise changed inside the lungs (where the tensor is not zero)."""
     n = images.shape[0]

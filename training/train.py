@@ -121,19 +121,20 @@ def _begin(items: list[Item], prepared: Path, config: dict[str, Any], classes: l
 def _round(run: Run, images: torch.Tensor, until: float, title: str) -> dict[str, Any]:
     """Train until progress reaches `until` or the phase changes; what the log says about it."""
     run.model.train()
-    size, batch = run.phase["size"], run.phase["batch_size"]
+    phase = run.phase
+    batch, side = phase["batch_size"], phase.get("crop", phase["size"])
     loss_sum, steps = 0.0, 0
     began = time.perf_counter()
     with tqdm(desc=title, unit="image", mininterval=30) as bar:
         while True:
             chosen = torch.multinomial(run.weights, batch, replacement=True)
-            loss_sum += _step(run, data.floats(images[chosen], run.fit.clip), run.fit.labels[chosen])
+            loss_sum += _step(run, data.floats(images[chosen], run.fit.clip), run.fit.labels[chosen], side)
             steps += 1
             run.state.numbers["steps"] += 1
-            run.state.numbers["work"] += batch * (size / run.config["phases"][-1]["size"]) ** 2
+            run.state.numbers["work"] += batch * (side / run.config["phases"][-1]["size"]) ** 2
             run.tick()
             bar.update(batch)
-            if run.progress >= min(until, 1.0) or run.phase["size"] != size:
+            if run.progress >= min(until, 1.0) or run.phase is not phase:
                 break
     return {
         "progress": round(run.progress, 4),
@@ -144,15 +145,15 @@ def _round(run: Run, images: torch.Tensor, until: float, title: str) -> dict[str
     }
 
 
-def _step(run: Run, images: torch.Tensor, labels: torch.Tensor) -> float:
-    """One step on float32 [N, 1, S, S] and int64 [N]; the loss."""
+def _step(run: Run, images: torch.Tensor, labels: torch.Tensor, side: int) -> float:
+    """One step on `side` pixels of float32 [N, 1, S, S] and on int64 [N]; the loss."""
     config = run.config
     for group in run.optimizer.param_groups:
         group["lr"] = config["learning_rate"] * _rate(run.progress, config["warmup"])
     smooth = config["label_smoothing"]
     targets = F.one_hot(labels, run.model.head.out_features).float() * (1 - smooth)
     targets += smooth / run.model.head.out_features
-    images, targets = augment.mixup(_augmented(images, config), targets, config["mixup_alpha"])
+    images, targets = augment.mixup(_augmented(images, config, side), targets, config["mixup_alpha"])
     with torch.autocast("cpu", torch.bfloat16, enabled=config["bf16"]):
         logits = run.model(images.contiguous(memory_format=torch.channels_last))
     loss = F.cross_entropy(logits.float(), targets)
@@ -164,11 +165,12 @@ def _step(run: Run, images: torch.Tensor, labels: torch.Tensor) -> float:
     return float(loss.detach())
 
 
-def _augmented(images: torch.Tensor, config: dict[str, Any]) -> torch.Tensor:
+def _augmented(images: torch.Tensor, config: dict[str, Any], side: int) -> torch.Tensor:
     how, clip = config["augment"], config["clip"]
     images = augment.affine(
         images, rotation_deg=how["rotation_deg"], scale=how["scale"], shift=how["shift"], flip=how["flip"]
     )
+    images = augment.crop(images, side)
     images = augment.resolution(images, share=how["blur_share"], lowest=how["blur_lowest"])
     images = augment.intensity(images, contrast=how["contrast"], brightness=how["brightness"], noise=how["noise"])
     return augment.erase(images, share=how["erase_share"], largest=how["erase_largest"]).clamp(-clip, clip)

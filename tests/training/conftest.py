@@ -41,7 +41,8 @@ def configs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("configs")
     shipped = (command.CONFIGS / "resnet50.toml").read_text(encoding="utf-8")
     sizes = "".join(
-        f"[[phases]]\nuntil = {until}\nsize = {size}\nbatch_size = 8\n" for until, size in ((0.5, 64), (1.0, 224))
+        f"[[phases]]\nuntil = {until}\nsize = {size}\ncrop = {crop}\nbatch_size = 8\n"
+        for until, size, crop in ((0.5, 64, 64), (1.0, 224, 160))
     )
     for name in NAMES:
         text = re.sub(r"(?s)\[\[phases\]\].*?(?=\[augment\])", sizes, shipped)

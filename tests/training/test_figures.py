@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from sklearn import metrics as reference
 
 from tests.builders import chest
-from training import calibrate, metrics, sample
+from training import augment, calibrate, metrics, sample
 from worker.pipeline.ensemble import softmax, tempered
 
 RNG = np.random.default_rng(0)
@@ -80,3 +81,26 @@ def test_a_drawn_film_is_none_of_those_it_was_drawn_from() -> None:
     assert not np.array_equal(film, sample.drawn(films, seed=2))
     closest = max(np.corrcoef(film.ravel(), other.ravel())[0, 1] for other in films)
     assert 0.8 < closest < 0.995
+
+
+def test_augmentation_keeps_the_outside_of_the_lungs_empty() -> None:
+    torch.manual_seed(0)
+    images = torch.zeros(6, 1, 64, 64)
+    images[:, :, 16:48, 16:48] = torch.randn(6, 1, 32, 32) + 3
+    moved = augment.affine(images, rotation_deg=10, scale=0.2, shift=0.05, flip=True)
+    changed = augment.intensity(moved, contrast=0.3, brightness=0.3, noise=0.1)
+    assert ((changed != 0) == (moved != 0)).all()
+    assert not torch.equal(changed, moved)
+    assert augment.crop(images, 40).shape == (6, 1, 40, 40)
+    assert augment.crop(images, 64) is images
+    lost = augment.erase(images, share=1.0, largest=0.4)
+    assert (lost == 0).sum() > (images == 0).sum()
+
+
+def test_mixup_blends_images_and_targets_alike() -> None:
+    torch.manual_seed(0)
+    images, targets = torch.arange(4.0).reshape(4, 1, 1, 1), torch.eye(4)
+    mixed, blended = augment.mixup(images, targets, 0.4)
+    expected = (blended * torch.arange(4.0)).sum(dim=1)
+    torch.testing.assert_close(mixed.flatten(), expected)
+    assert augment.mixup(images, targets, 0.0)[0] is images
