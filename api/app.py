@@ -29,7 +29,13 @@ def application() -> FastAPI:
 
 def create_app(settings: Settings) -> FastAPI:
     """The HTTP service for `settings`; nothing is opened before it starts."""
-    app = FastAPI(title="Hilum", version=_version(), description=DESCRIPTION, lifespan=_lifespan)
+    app = FastAPI(
+        title="Hilum",
+        version=_version(),
+        description=DESCRIPTION,
+        lifespan=_lifespan,
+        redirect_slashes=False,  # a redirect would be built from the Host header, and send the key after it
+    )
     app.state.settings = settings
     for module in (jobs, explanations, models, health, legacy, root):
         app.include_router(module.router)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import structlog
 from sqlalchemy import create_engine, text
 
 from api.migrate import migrate
@@ -27,6 +28,15 @@ FOR_TESTS = (SKIP_FREE, "HILUM_DATA", "HILUM_TEST_POSTGRES")
 for _name in [variable(field) for field in Settings.model_fields] + [n for n in os.environ if n.startswith("HILUM_")]:
     if _name not in FOR_TESTS:
         os.environ.pop(_name, None)
+
+# Until a process configures its own: tracebacks with every local variable in colour take seconds each.
+structlog.configure(
+    processors=[
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+    ]
+)
 
 
 @pytest.fixture(scope="session")
