@@ -8,6 +8,7 @@ import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -62,7 +63,7 @@ class RequestLog:
         offered = Headers(scope=scope).get("x-request-id", "")
         request_id = offered if REQUEST_ID.fullmatch(offered) else uuid.uuid4().hex
         scope["request_id"] = request_id
-        began, status = time.perf_counter(), 500
+        began, status = time.perf_counter(), 0
 
         async def stamped(message: Message) -> None:
             nonlocal status
@@ -74,8 +75,13 @@ class RequestLog:
         with logs.bind(request_id=request_id):
             try:
                 await self.app(scope, receive, stamped)
+            except Exception as error:
+                # Answered here, the answer carries the id; the framework would answer outside of every middleware.
+                if status:
+                    raise
+                await (await problems.answer(Request(scope), error))(scope, receive, stamped)
             finally:
-                _write(scope, status, time.perf_counter() - began)
+                _write(scope, status or 500, time.perf_counter() - began)
 
 
 def _counted(receive: Receive, limit: int) -> Receive:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import hypothesis
 import pytest
 import structlog
 from sqlalchemy import create_engine, text
@@ -28,6 +29,10 @@ FOR_TESTS = (SKIP_FREE, "HILUM_DATA", "HILUM_TEST_POSTGRES")
 for _name in [variable(field) for field in Settings.model_fields] + [n for n in os.environ if n.startswith("HILUM_")]:
     if _name not in FOR_TESTS:
         os.environ.pop(_name, None)
+
+# How long an example takes says something about the machine, not about the code.
+hypothesis.settings.register_profile("hilum", deadline=None)
+hypothesis.settings.load_profile("hilum")
 
 # Until a process configures its own: tracebacks with every local variable in colour take seconds each.
 structlog.configure(
