@@ -30,9 +30,19 @@ class Settings(BaseSettings):
     )
     storage_url: str = Field("", description="file:///path or s3://bucket/prefix; empty: a folder in home")
     s3_endpoint: str = Field("", description="endpoint of an S3-compatible store; empty: AWS")
-    s3_region: str = Field("us-east-1", validation_alias=AliasChoices("AWS_REGION", "HILUM_S3_REGION"))
-    s3_access_key: str = Field("", validation_alias=AliasChoices("AWS_ACCESS_KEY_ID", "HILUM_S3_ACCESS_KEY"))
-    s3_secret_key: str = Field("", validation_alias=AliasChoices("AWS_SECRET_ACCESS_KEY", "HILUM_S3_SECRET_KEY"))
+    s3_region: str = Field(
+        "us-east-1", validation_alias=AliasChoices("AWS_REGION", "HILUM_S3_REGION"), description="region of the bucket"
+    )
+    s3_access_key: str = Field(
+        "",
+        validation_alias=AliasChoices("AWS_ACCESS_KEY_ID", "HILUM_S3_ACCESS_KEY"),
+        description="who opens the bucket",
+    )
+    s3_secret_key: str = Field(
+        "",
+        validation_alias=AliasChoices("AWS_SECRET_ACCESS_KEY", "HILUM_S3_SECRET_KEY"),
+        description="and with which secret",
+    )
 
     host: str = Field("127.0.0.1", description="address the API binds")
     port: int = Field(
@@ -42,8 +52,8 @@ class Settings(BaseSettings):
         le=65535,
         description="port the API binds",
     )
-    legacy_open: bool = Field(False, description="answer /predict and /explain/lime without a key")
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    legacy_open: bool = Field(False, description="answer /predict without a key")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="debug to error")
     no_color: str = Field("", validation_alias=AliasChoices("NO_COLOR"), description="any value: no colours")
 
     max_upload_bytes: int = Field(100 * 2**20, gt=0, description="larger uploads get 413")
@@ -56,16 +66,16 @@ class Settings(BaseSettings):
     job_deadline_s: float = Field(180.0, gt=0, description="a worker that takes longer over one row ends itself")
     pulse_s: float = Field(5.0, gt=0, description="how often a worker says it lives and looks for unannounced work")
     claim_batch: int = Field(1, ge=1, description="rows one worker claims at a time")
-    wait_limit_stat_s: float = Field(0.0, ge=0)
-    wait_limit_urgent_s: float = Field(300.0, ge=0)
-    wait_limit_routine_s: float = Field(3600.0, ge=0)
+    wait_limit_stat_s: float = Field(0.0, ge=0, description="a `stat` job is overdue after this")
+    wait_limit_urgent_s: float = Field(300.0, ge=0, description="an `urgent` job is overdue after this")
+    wait_limit_routine_s: float = Field(3600.0, ge=0, description="a `routine` job is overdue after this")
     sweep_every_s: float = Field(1.0, gt=0, description="pause between two rounds of `hilum sweep`")
     broker_timeout_s: float = Field(3.0, gt=0, description="a bell never blocks longer than this")
 
     bundle: Path = Field(ROOT / "bundles" / "hilum-cxr" / "0.1.0", description="folder of the active bundle")
-    runtime: Literal["auto", "openvino", "torch"] = "auto"
-    precision: Literal["auto", "bf16", "f32"] = "auto"
-    device: Literal["cpu", "cuda"] = "cpu"
+    runtime: Literal["auto", "openvino", "torch"] = Field("auto", description="auto: openvino on a CPU")
+    precision: Literal["auto", "bf16", "f32"] = Field("auto", description="auto: bf16 where the CPU computes in it")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="where the networks run")
     threads: int = Field(0, ge=0, description="threads of one worker; 0: every core this process may use")
 
     max_pixels: int = Field(50_000_000, gt=0, description="images with more pixels are rejected unread")
