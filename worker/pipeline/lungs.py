@@ -18,7 +18,8 @@ MIN_PART = 0.01  # smaller islands of the mask, as a share of the image, are noi
 class Lungs:
     """The lungs in one image: `mask` bool [H, W] and the `box` left, top, right, bottom of their square crop.
 
-    The box may leave the image; `certainty` is the network's mean probability inside the mask, 0..1; 1 where people drew the mask.
+    The box may leave the image; `certainty` is the network's mean probability inside the mask, 0..1, and 1 where
+    people drew the mask.
     """
 
     mask: np.ndarray
