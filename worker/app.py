@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 
 from celery import Celery, signals
+from celery.platforms import SecurityWarning
 
 from shared import bundles, logs
 from shared.bundles import Bundle
@@ -62,6 +64,7 @@ def run(settings: Settings, queues: tuple[str, ...], concurrency: int) -> int:
     app = create(settings, process)
     _connect(settings, process, solo=solo)
     log.info("starts", queues=list(queues), concurrency=concurrency, bundle=bundle.identity)
+    warnings.filterwarnings("ignore", category=SecurityWarning)  # about pickles as root; only JSON is accepted here
     worker = app.Worker(
         pool_cls="solo" if solo else "prefork",
         concurrency=1 if solo else concurrency,

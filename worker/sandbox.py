@@ -17,6 +17,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,12 +45,14 @@ class Sandbox:
     def __init__(self, *, max_pixels: int = MAX_PIXELS, memory_bytes: int = 3 * 2**30, timeout_s: float = 20.0) -> None:
         self._limits = (max_pixels, memory_bytes, timeout_s)
         self._helper: _Helper | None = None
+        self._starting = threading.Lock()
 
     def start(self) -> None:
-        """Begin to start the helper without waiting for it; `decode` does so too."""
-        if self._helper is None or not self._helper.usable:
-            self.close()
-            self._helper = _Helper(*self._limits)
+        """Begin to start the helper without waiting for it; `decode` does so too. Any thread may call this."""
+        with self._starting:
+            if self._helper is None or not self._helper.usable:
+                self.close()
+                self._helper = _Helper(*self._limits)
 
     def decode(self, data: bytes) -> Radiograph:
         """What `decode.decode` says, from another process; its end is an Unreadable as well.

@@ -15,6 +15,9 @@ from shared.schemas import JobView
 from shared.settings import Settings
 from shared.storage import open_storage
 from worker.parts import Parts, open_parts
+from worker.pipeline.predictor import Predictor
+from worker.runtimes.choose import open_predictor
+from worker.sandbox import Sandbox
 
 
 @pytest.fixture
@@ -24,14 +27,27 @@ def settings(settings: Settings, tiny: Bundle, compiled_home: Path) -> Settings:
     return settings.model_copy(update={"bundle": tiny.root, "pulse_s": 0.2})
 
 
+@pytest.fixture(scope="session")
+def predictor(tiny: Bundle, compiled_home: Path) -> Predictor:
+    """The tiny networks, loaded once."""
+    return open_predictor(tiny, cache=compiled_home / "cache", threads=1)
+
+
+@pytest.fixture(scope="session")
+def decoder() -> Iterator[Sandbox]:
+    """One decoder for all tests that do not harm it."""
+    opened = Sandbox()
+    yield opened
+    opened.close()
+
+
 @pytest.fixture
-def parts(settings: Settings, tiny: Bundle, database: Database) -> Iterator[Parts]:
+def parts(settings: Settings, tiny: Bundle, database: Database, predictor: Predictor, decoder: Sandbox) -> Parts:
     """What a worker process holds; the bells it rings are those of the `rung` fixture."""
     opened = open_parts(settings, tiny, queues=("analyze", "explain"), threads=1)
     opened.database.engine.dispose()
-    opened.database = database
-    yield opened
-    opened.sandbox.close()
+    opened.database, opened.sandbox, opened._predictor = database, decoder, predictor
+    return opened
 
 
 @pytest.fixture

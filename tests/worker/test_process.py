@@ -22,6 +22,8 @@ from shared.schemas import JobView, Status
 from shared.settings import ROOT, Settings, environment
 from tests import builders, servers
 from tests.servers import Broker, until
+from worker.runtimes import parity
+from worker.runtimes.choose import open_predictor
 
 Submit = Callable[..., str]
 JobOf = Callable[[str], JobView]
@@ -161,6 +163,40 @@ def test_a_row_over_its_deadline_ends_its_process_and_no_other(
         assert job_of(stuck).attempt >= 2
         with reading(database) as session:
             assert session.get_one(Job, stuck).losses >= 1
+
+
+SOLO = """
+import sys
+from worker import parts
+real = parts.open_predictor
+parts.open_predictor = lambda *a, **k: real(*a, **{**k, "device": "cpu"})  # the pool of a GPU worker, without its GPU
+from api.cli import main
+main()
+"""
+
+
+def test_the_pool_of_a_gpu_worker_works_and_stops(settings: Settings, submit: Submit, job_of: JobOf) -> None:
+    on_gpu = settings.model_copy(update={"device": "cuda", "runtime": "torch", "precision": "f32"})
+    job_id = submit(FILM, explain=["gradcam"])
+    command = [sys.executable, "-c", SOLO, "worker", *BOTH_QUEUES]
+    with servers.running("solo", command, settings.home, env=environment(on_gpu)) as worker:
+        until(lambda: job_of(job_id).explanations["gradcam"].status.terminal, what="the explanation")
+        assert job_of(job_id).explanations["gradcam"].status is Status.SUCCEEDED
+        assert not [p for p in worker.process.children() if "worker.sandboxed" not in p.cmdline()]
+        worker.process.send_signal(signal.SIGTERM)
+        assert worker.process.wait(15) == 0
+
+
+@pytest.mark.gpu
+def test_a_gpu_says_what_the_cpu_says(tiny: Bundle, compiled_home: Path) -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    reference = open_predictor(tiny, cache=compiled_home / "cache", runtime="torch", precision="f32")
+    gpu = open_predictor(tiny, cache=compiled_home / "cache", device="cuda")
+    found = parity.compare(reference, gpu, *parity.synthetic(tiny, 8))
+    assert found.max_probability_shift <= 0.02
+    assert found.argmax_agreement == 1.0
 
 
 @pytest.mark.parametrize(
