@@ -19,7 +19,7 @@ from starlette.concurrency import run_in_threadpool
 from api.notifier import Notifier, Seen
 from shared import tenants, views
 from shared.db import Database, open_database, reading
-from shared.errors import Unauthenticated
+from shared.errors import Forbidden, Unauthenticated
 from shared.queue import ringer
 from shared.settings import Settings
 from shared.storage import Storage, open_storage
@@ -87,22 +87,36 @@ async def caller(parts: PartsDep, credentials: BearerDep) -> Caller:
 CallerDep = Annotated[Caller, Depends(caller)]
 
 
-async def tenant(found: CallerDep) -> str:
-    """The tenant whose rows this request may see."""
-    return found.tenant_id
+async def reader(found: CallerDep) -> str:
+    """The tenant whose rows this request may see; Forbidden when its key may not read."""
+    return _allowed(found, "read")
 
 
-TenantDep = Annotated[str, Depends(tenant)]
+ReaderDep = Annotated[str, Depends(reader)]
+
+
+async def submitter(found: CallerDep) -> str:
+    """The tenant whose rows this request may make and cancel; Forbidden when its key may not submit."""
+    return _allowed(found, "submit")
+
+
+SubmitterDep = Annotated[str, Depends(submitter)]
 
 
 async def legacy_tenant(parts: PartsDep, credentials: BearerDep) -> str:
-    """As `tenant`; without a key the default tenant, where the operator opened the legacy routes."""
+    """As `submitter`; without a key the default tenant, where the operator opened the legacy routes."""
     if credentials is None and parts.settings.legacy_open:
         return await run_in_threadpool(_default_tenant, parts.database)
-    return (await caller(parts, credentials)).tenant_id
+    return _allowed(await caller(parts, credentials), "submit")
 
 
 LegacyTenantDep = Annotated[str, Depends(legacy_tenant)]
+
+
+def _allowed(found: Caller, scope: str) -> str:
+    if scope not in found.scopes:
+        raise Forbidden(f"This key lacks the scope `{scope}`.")
+    return found.tenant_id
 
 
 def _authenticate(database: Database, key: str) -> Caller:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Response
 
-from api.deps import PartsDep, TenantDep
+from api.deps import PartsDep, ReaderDep, SubmitterDep
 from api.params import JobId
 from api.problems import documented
 from shared import errors, explanations, views
@@ -14,7 +14,7 @@ from shared.schemas import ExplanationView, Frozen, JobView, Method
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/explanations", tags=["explanations"])
 
-ERRORS = documented(errors.Unauthenticated, errors.NotFound, errors.Invalid, errors.Unavailable)
+ERRORS = documented(errors.Unauthenticated, errors.Forbidden, errors.NotFound, errors.Invalid, errors.Unavailable)
 
 
 class Wanted(Frozen):
@@ -30,7 +30,7 @@ class Wanted(Frozen):
     summary="Ask for an explanation",
     responses={**ERRORS, **documented(errors.Conflict)},
 )
-def request(wanted: Wanted, job_id: JobId, tenant_id: TenantDep, parts: PartsDep) -> Response:
+def request(wanted: Wanted, job_id: JobId, tenant_id: SubmitterDep, parts: PartsDep) -> Response:
     """Queue the explanation, or answer with the one there is; 409 when the job ended without a diagnosis."""
     with transaction(parts.database) as session:
         explanations.request(session, tenant_id, job_id, wanted.method)
@@ -39,7 +39,7 @@ def request(wanted: Wanted, job_id: JobId, tenant_id: TenantDep, parts: PartsDep
 
 
 @router.get("/{method}", response_model=ExplanationView, summary="Read an explanation", responses=ERRORS)
-def read(method: Method, job_id: JobId, tenant_id: TenantDep, parts: PartsDep) -> Response:
+def read(method: Method, job_id: JobId, tenant_id: ReaderDep, parts: PartsDep) -> Response:
     """The explanation as it stands; its pictures are artefacts of the job."""
     with reading(parts.database) as session:
         view = views.view(session, views.get(session, tenant_id, job_id))
@@ -52,7 +52,7 @@ def read(method: Method, job_id: JobId, tenant_id: TenantDep, parts: PartsDep) -
     summary="Cancel an explanation",
     responses={**ERRORS, **documented(errors.Conflict)},
 )
-def cancel(method: Method, job_id: JobId, tenant_id: TenantDep, parts: PartsDep) -> Response:
+def cancel(method: Method, job_id: JobId, tenant_id: SubmitterDep, parts: PartsDep) -> Response:
     """Cancel at once what is queued; what runs stops at its next step; what has ended stays as it is (409)."""
     with transaction(parts.database) as session:
         explanations.cancel(session, tenant_id, job_id, method)

@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
 
 from api import intake, waiting
-from api.deps import PartsDep, TenantDep
+from api.deps import PartsDep, ReaderDep, SubmitterDep
 from api.examples import JOB, PAGE, UPLOAD_FORM
 from api.params import ArtifactName, JobId, WaitSeconds
 from api.problems import documented
@@ -26,6 +26,7 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 UPLOAD_ERRORS = documented(
     errors.Unauthenticated,
+    errors.Forbidden,
     errors.TooLarge,
     errors.UnsupportedType,
     errors.Invalid,
@@ -33,7 +34,7 @@ UPLOAD_ERRORS = documented(
     errors.Unavailable,
     errors.StorageFull,
 )
-READ_ERRORS = documented(errors.Unauthenticated, errors.NotFound, errors.Invalid, errors.Unavailable)
+READ_ERRORS = documented(errors.Unauthenticated, errors.Forbidden, errors.NotFound, errors.Invalid, errors.Unavailable)
 
 IfNoneMatch = Annotated[str | None, Header(description="the ETag you hold; 304 while it is still true")]
 
@@ -52,7 +53,7 @@ IfNoneMatch = Annotated[str | None, Header(description="the ETag you hold; 304 w
 )
 async def submit(
     request: Request,
-    tenant_id: TenantDep,
+    tenant_id: SubmitterDep,
     parts: PartsDep,
     prefer: Annotated[str | None, Header(description="`wait=N`: answer with the ended job within N s")] = None,
 ) -> Response:
@@ -91,7 +92,7 @@ async def submit(
 )
 async def read(
     job_id: JobId,
-    tenant_id: TenantDep,
+    tenant_id: ReaderDep,
     parts: PartsDep,
     wait: WaitSeconds = 0,
     if_none_match: IfNoneMatch = None,
@@ -122,11 +123,11 @@ Text = Annotated[str, Query(max_length=128, pattern=intake.PRINTABLE)]
     summary="List jobs, newest first",
     responses={
         200: {"content": {"application/json": {"example": PAGE}}},
-        **documented(errors.Unauthenticated, errors.Invalid, errors.Unavailable),
+        **documented(errors.Unauthenticated, errors.Forbidden, errors.Invalid, errors.Unavailable),
     },
 )
 def page(
-    tenant_id: TenantDep,
+    tenant_id: ReaderDep,
     parts: PartsDep,
     limit: Annotated[int, Query(ge=1, le=100)] = 50,
     cursor: Text | None = None,
@@ -160,7 +161,7 @@ def page(
     summary="Cancel a job",
     responses={**READ_ERRORS, **documented(errors.Conflict)},
 )
-def cancel(job_id: JobId, tenant_id: TenantDep, parts: PartsDep) -> Response:
+def cancel(job_id: JobId, tenant_id: SubmitterDep, parts: PartsDep) -> Response:
     """Cancel at once what is queued; what runs stops at its next stage (then the answer still says `running`)."""
     with transaction(parts.database) as session:
         job = jobs.cancel(session, tenant_id, job_id)
@@ -177,7 +178,7 @@ def cancel(job_id: JobId, tenant_id: TenantDep, parts: PartsDep) -> Response:
         **READ_ERRORS,
     },
 )
-def artifact(job_id: JobId, name: ArtifactName, tenant_id: TenantDep, parts: PartsDep) -> Response:
+def artifact(job_id: JobId, name: ArtifactName, tenant_id: ReaderDep, parts: PartsDep) -> Response:
     """The bytes of one artefact, under the media type that was stored with it."""
     with reading(parts.database) as session:
         found = views.artifact(session, tenant_id, job_id, name)

@@ -61,6 +61,7 @@ async def health() -> dict[str, bool]:
     summary="Submit and wait, as the first service answered",
     responses=documented(
         errors.Unauthenticated,
+        errors.Forbidden,
         errors.TooLarge,
         errors.UnsupportedType,
         errors.Invalid,

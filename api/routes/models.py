@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter
 from pydantic import Field
 
-from api.deps import PartsDep, TenantDep
+from api.deps import PartsDep, ReaderDep
 from api.problems import documented
 from shared import bundles, errors
 from shared.bundles import Bundle
@@ -45,9 +45,9 @@ class ModelList(Frozen):
 @router.get(
     "",
     summary="The active model bundle",
-    responses=documented(errors.Unauthenticated, errors.BundleError),
+    responses=documented(errors.Unauthenticated, errors.Forbidden, errors.BundleError),
 )
-def active(_: TenantDep, parts: PartsDep) -> ModelList:
+def active(_: ReaderDep, parts: PartsDep) -> ModelList:
     """The bundle that the settings name, read from its manifest."""
     return ModelList(models=[_view(bundles.read_manifest(parts.settings.bundle))])
 

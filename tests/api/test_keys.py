@@ -17,7 +17,7 @@ from shared import keys, tenants
 from shared.db import Database, clock, transaction
 from shared.models import ApiKey
 from shared.settings import Settings
-from tests.api.conftest import FILM, Hand, Submit, both, client_of
+from tests.api.conftest import FILM, Hand, Submit, both, client_of, serving
 
 OPEN = {"/", "/healthz", "/readyz", "/metrics", "/health"}
 
@@ -86,6 +86,22 @@ def test_another_tenants_job_is_not_there(
         assert stranger.get(f"/v1/jobs/{job_id}", params={"wait": 5}).elapsed.total_seconds() < 3
     assert asked >= 6
     assert client.get(f"/v1/jobs/{job_id}").json()["explanations"]["gradcam"]["status"] == "queued"
+
+
+@pytest.mark.parametrize(("scopes", "allowed"), [(["read"], "GET"), (["submit"], "POST DELETE"), (["admin"], "")])
+def test_a_key_does_what_its_scopes_say_and_no_more(
+    database: Database, settings: Settings, tenant_id: str, submit: Submit, scopes: list[str], allowed: str
+) -> None:
+    job_id = submit()["id"]
+    with transaction(database) as session:
+        limited = tenants.create_key(session, tenant_id, scopes)
+    brief = settings.model_copy(update={"max_wait_s": 0.1})
+    with serving(brief) as again, client_of(again, limited) as client:
+        for method, path in operations(create_app(settings)):
+            if path not in OPEN:
+                answer = ask(client, method, path, job_id)
+                assert (answer.status_code == 403) == (method not in allowed.split()), (method, path, answer.text)
+                assert answer.status_code != 403 or answer.json()["code"] == "forbidden"
 
 
 def _revoke(database: Database, key: str) -> None:

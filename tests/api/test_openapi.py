@@ -81,7 +81,7 @@ def test_every_protected_operation_says_that_a_key_is_needed(document: dict[str,
     for method, path, operation in operations(document):
         assert bool(operation.get("security")) == (path.startswith("/v1/") or path == "/predict"), (method, path)
         if operation.get("security"):
-            assert "401" in operation["responses"], (method, path)
+            assert {"401", "403"} <= set(operation["responses"]), (method, path)
 
 
 def test_uploads_are_forms_with_a_file(document: dict[str, Any]) -> None:

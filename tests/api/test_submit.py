@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import socket
 import sqlite3
 import time
 from pathlib import Path
@@ -139,3 +140,20 @@ def test_storage_that_cannot_be_written_to_makes_no_job(client: httpx.Client, se
     assert (answer.status_code, answer.json()["code"]) == (503, "storage_unavailable")
     assert int(answer.headers["Retry-After"]) > 0
     assert client.get("/v1/jobs").json()["jobs"] == []
+
+
+def test_a_client_that_leaves_in_mid_upload_leaves_nothing(
+    url: str, key: str, client: httpx.Client, settings: Settings
+) -> None:
+    host, port = url.removeprefix("http://").split(":")
+    head = (
+        "POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+        f"Authorization: Bearer {key}\r\nContent-Length: {len(FILM) + 500}\r\n\r\n"
+        '--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+    )
+    with socket.create_connection((host, int(port)), timeout=5) as connection:
+        connection.sendall(head.encode() + FILM[: len(FILM) // 2])
+        time.sleep(0.2)
+    time.sleep(0.3)
+    assert client.get("/v1/jobs").json()["jobs"] == []
+    assert not (settings.home / "blobs").exists()

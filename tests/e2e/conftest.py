@@ -15,6 +15,8 @@ from tests import servers
 from tests.conftest import BOTH, postgres_database
 from tests.servers import Broker, Service
 
+UPLOAD_BYTES = 8 * 2**20
+
 Configure = Callable[..., Settings]
 
 
@@ -39,8 +41,9 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
 
 @pytest.fixture(scope="session")
 def on_sqlite(configure: Configure, broker: Broker) -> Iterator[Service]:
-    """API, worker and sweeper on SQLite."""
-    with servers.whole_service(configure(), broker) as found:
+    """API, worker and sweeper on SQLite, with limits that are tight enough to be reached in a test."""
+    settings = configure(max_upload_bytes=UPLOAD_BYTES, decode_memory_bytes=3 * 2**29)
+    with servers.whole_service(settings, broker) as found:
         yield found
 
 

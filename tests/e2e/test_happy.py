@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from contextlib import ExitStack
 
@@ -10,7 +11,7 @@ from PIL import Image
 
 from tests import builders, servers
 from tests.e2e.conftest import Configure
-from tests.servers import Broker
+from tests.servers import Broker, Service
 
 FILM = builders.chest(5)
 
@@ -50,3 +51,24 @@ def test_an_upload_becomes_a_diagnosis_and_its_picture(
     assert client.get("/readyz").json()["status"] == "ready"
     assert servers.metric(client.get("/metrics").text, "hilum_workers") == 1
     assert service.ends() == {job["id"]: ["job.succeeded"]}
+
+
+def test_the_old_route_answers_through_the_same_queue(on_sqlite: Service) -> None:
+    with on_sqlite.client() as client:
+        answer = client.post("/predict", files={"file": builders.png(FILM)}, data={"gradcam": "true"})
+        assert answer.status_code == 200, answer.text
+        said = answer.json()
+        (job,) = client.get("/v1/jobs", params={"limit": 1}).json()["jobs"]
+        blank = client.post("/predict", files={"file": builders.png(np.full((300, 300), 128, np.uint8))})
+    picture = Image.open(io.BytesIO(base64.b64decode(said["gradcam_jpg_base64"])))
+    assert (picture.format, picture.size) == ("JPEG", FILM.shape[::-1])
+    old = {
+        "covid19": "COVID-19",
+        "lung_opacity": "Opacidad Pulmonar",
+        "normal": "Normal",
+        "viral_pneumonia": "Neumonía",
+    }
+    assert said["ensemble"] == {old[code]: p for code, p in job["result"]["ensemble"].items()}
+    assert said["top_class"] == old[job["result"]["top_class"]]
+    assert max(said["ensemble"], key=said["ensemble"].get) == said["top_class"]
+    assert (blank.status_code, blank.json()["code"]) == (422, "low_contrast")

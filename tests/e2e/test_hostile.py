@@ -21,12 +21,11 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from shared.settings import ROOT
 from tests import builders, servers
-from tests.e2e.conftest import Configure
-from tests.servers import Broker, Service
+from tests.e2e.conftest import UPLOAD_BYTES
+from tests.servers import Service
 
 FILM = builders.chest(3)
 GOOD = builders.png(FILM)
-UPLOAD_BYTES = 8 * 2**20
 BOUNDARY = b"frontier"
 FORM = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY.decode()}"}
 
@@ -173,11 +172,9 @@ SENT: dict[str, Callable[[], Send]] = {
 
 
 @pytest.fixture(scope="module")
-def service(configure: Configure, broker: Broker) -> Iterator[Service]:
-    """A service whose limits are tight enough to be reached in a test."""
-    settings = configure(max_upload_bytes=UPLOAD_BYTES, decode_memory_bytes=3 * 2**29)
-    with servers.whole_service(settings, broker) as found:
-        yield found
+def service(on_sqlite: Service) -> Service:
+    """The shared service: what it has seen before makes no difference."""
+    return on_sqlite
 
 
 @pytest.fixture(scope="module")
