@@ -1,0 +1,87 @@
+"""The load of accept_cost (`python -m tests.benchmarks.load`): a process of threads with raw keep-alive sockets.
+
+An HTTP client library would cost as much of the two cores as the server that is measured.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+BOUNDARY = "hilum-benchmark"
+TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Load:
+    """`count` uploads of the file `body` (a whole multipart body) to one path, `concurrency` at a time."""
+
+    port: int
+    path: str
+    key: str
+    body: str
+    count: int
+    concurrency: int
+
+
+def multipart(data: bytes) -> bytes:
+    """The body of an upload of `data` in the field `file`."""
+    head = 'Content-Disposition: form-data; name="file"; filename="film.png"\r\nContent-Type: image/png\r\n\r\n'
+    return f"--{BOUNDARY}\r\n{head}".encode() + data + f"\r\n--{BOUNDARY}--\r\n".encode()
+
+
+def seconds(load: Load) -> float:
+    """How long the uploads took together, from the first byte sent to the last answer; any error ends the run."""
+    request = _request(load)
+    start = threading.Barrier(load.concurrency + 1)
+    shares = [len(range(i, load.count, load.concurrency)) for i in range(load.concurrency)]
+    with ThreadPoolExecutor(load.concurrency) as pool:
+        clients = [pool.submit(_client, load.port, request, share, start) for share in shares]
+        start.wait()
+        began = time.perf_counter()
+        for client in clients:
+            client.result()
+        return time.perf_counter() - began
+
+
+def _request(load: Load) -> bytes:
+    body = Path(load.body).read_bytes()
+    head = (
+        f"POST {load.path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {load.key}\r\n"
+        f"Content-Type: multipart/form-data; boundary={BOUNDARY}\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+def _client(port: int, request: bytes, count: int, start: threading.Barrier) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S) as connection:
+        start.wait()
+        for _ in range(count):
+            connection.sendall(request)
+            _read_answer(connection)
+
+
+def _read_answer(connection: socket.socket) -> None:
+    """Read one answer to its end; RuntimeError when it is no success."""
+    said = b""
+    while b"\r\n\r\n" not in said:
+        block = connection.recv(65536)
+        if not block:
+            raise RuntimeError("the server closed the connection")
+        said += block
+    head, _, body = said.partition(b"\r\n\r\n")
+    length = next(int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+    while len(body) < length:
+        body += connection.recv(65536)
+    if not head.startswith((b"HTTP/1.1 200", b"HTTP/1.1 202")):
+        raise RuntimeError(f"{head.decode()}\n{body.decode()[:500]}")
+
+
+if __name__ == "__main__":
+    print(seconds(Load(**json.loads(sys.argv[1]))))

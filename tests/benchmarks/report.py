@@ -1,0 +1,61 @@
+"""docs/benchmarks.md, made from docs/benchmarks.json and from what each benchmark says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from shared.settings import ROOT
+from tests.benchmarks import result
+from tests.benchmarks.catalogue import BENCHMARKS
+from tests.benchmarks.result import About
+
+PAGE = ROOT / "docs" / "benchmarks.md"
+HEAD = """\
+# Benchmarks
+
+Made by `make bench` from [benchmarks.json](benchmarks.json); edit neither by hand. `make bench B=name`
+measures one anew.
+
+Each ratio is ours over a baseline that was measured in the same run, in turn with ours: it says more than the
+two figures, which are this machine's. Value and baseline are medians of the rounds; the ratio is the median of
+the rounds' ratios, with the smallest and the largest behind it. `+` behind a commit means that it was measured
+with changes that were not committed.
+"""
+
+
+def write(path: Path = PAGE) -> None:
+    """Make the page of the stored results."""
+    path.write_text(page(result.stored()), encoding="utf-8")
+
+
+def page(entries: Sequence[dict[str, Any]]) -> str:
+    """The page of these results, the catalogue's order first."""
+    known = [entry for name in BENCHMARKS for entry in entries if entry["name"] == name]
+    table = ["| benchmark | value | baseline | ratio | bar | kept |", "| --- | --- | --- | --- | --- | --- |"]
+    table += [_row(entry, BENCHMARKS[entry["name"]].ABOUT) for entry in known]
+    sections = [_section(entry, BENCHMARKS[entry["name"]].ABOUT) for entry in known]
+    return "\n".join([HEAD, *table, "", *sections])
+
+
+def _row(entry: dict[str, Any], about: About) -> str:
+    low, high = entry["spread"]
+    kept = "-" if about.bar == "none" else "yes" if about.met(entry["ratio"]) else "**no**"
+    figures = f"{entry['value']:g} {entry['unit']} | {entry['baseline']:g} {entry['unit']}"
+    return f"| {entry['name']} | {figures} | {entry['ratio']:.3g} ({low:.3g} to {high:.3g}) | {about.bar} | {kept} |"
+
+
+def _section(entry: dict[str, Any], about: About) -> str:
+    lines = [
+        f"## {entry['name']}",
+        "",
+        about.means,
+        "",
+        f"- Baseline: {about.baseline}.",
+        f"- Bar: {about.bar}.",
+        f"- Measured: {entry['date']} at commit {entry['commit']} on {entry['machine']}.",
+        f"- Again: `make bench B={entry['name']}`",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,77 @@
+"""The published figures: every object is whole, and the page says what they say. Nothing is timed here."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from shared.settings import ROOT
+from tests.benchmarks import report, result
+from tests.benchmarks.catalogue import BENCHMARKS
+from tests.benchmarks.load import multipart
+from tests.benchmarks.result import About, alternate, compared
+
+KEYS = ["name", "value", "unit", "baseline", "ratio", "spread", "machine", "date", "commit"]
+
+
+def test_every_published_result_is_whole():
+    entries = result.stored()
+    assert entries
+    for entry in entries:
+        assert list(entry) == KEYS
+        assert entry["unit"] == BENCHMARKS[entry["name"]].ABOUT.unit
+        assert all(entry[key] > 0 for key in ("value", "baseline", "ratio"))
+        assert entry["spread"][0] <= entry["ratio"] <= entry["spread"][1]
+        assert re.fullmatch(r".+, \d+ cores, \d+ GiB memory", entry["machine"])
+        assert re.fullmatch(r"20\d\d-\d\d-\d\d", entry["date"])
+        assert re.fullmatch(r"[0-9a-f]{12}\+?", entry["commit"])
+
+
+def test_every_benchmark_was_published():
+    assert [entry["name"] for entry in result.stored()] == sorted(BENCHMARKS)
+
+
+def test_the_page_is_made_from_the_results():
+    assert report.PAGE.read_text("utf-8") == report.page(result.stored())
+
+
+def test_a_result_replaces_the_one_of_its_name(tmp_path: Path):
+    store = tmp_path / "benchmarks.json"
+    about = About("a_name", "s", "means", "baseline", at_most=3)
+    for ours in (4.0, 5.0):
+        result.record(compared(about, [ours], [2.0]), store)
+    result.record(compared(About("another", "s", "means", "baseline"), [1.0], [2.0]), store)
+    assert [(entry["name"], entry["ratio"]) for entry in result.stored(store)] == [("a_name", 2.5), ("another", 0.5)]
+
+
+def test_rounds_alternate_and_the_first_is_dropped():
+    order: list[str] = []
+    values = iter([9.0, 9.0, 2.0, 4.0, 2.0, 6.0])
+
+    def measured(name: str) -> float:
+        order.append(name)
+        return next(values)
+
+    ours, baseline = alternate(lambda: measured("baseline"), lambda: measured("ours"), rounds=2)
+    assert order == ["baseline", "ours"] * 3
+    assert (ours, baseline) == ([4.0, 6.0], [2.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    ("about", "met"), [({"at_most": 3.0}, [True, True, False]), ({"at_least": 3.0}, [False, True, True])]
+)
+def test_a_bar_counts_itself_as_kept(about: dict[str, float], met: list[bool]):
+    bar = About("a_name", "s", "means", "baseline", **about)
+    assert [bar.met(ratio) for ratio in (2.9, 3.0, 3.1)] == met
+
+
+def test_the_load_is_a_form_with_one_file():
+    body = multipart(b"\x89PNG")
+    assert body.startswith(b"--hilum-benchmark\r\n")
+    assert body.endswith(b"\r\n\r\n\x89PNG\r\n--hilum-benchmark--\r\n")
+
+
+def test_make_runs_them():
+    assert "-m tests.benchmarks $(B)" in (ROOT / "Makefile").read_text("utf-8")
