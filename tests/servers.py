@@ -30,7 +30,7 @@ from shared.models import Event, Job
 from shared.schemas import TERMINAL
 from shared.settings import ROOT, Settings, environment
 
-START_S = 60.0
+START_S = 90.0
 POLL_S = 0.05
 PR_SET_PDEATHSIG = 1
 
