@@ -5,20 +5,22 @@ from __future__ import annotations
 import socket
 
 import uvicorn
+from fastapi import FastAPI
 
 from api.app import create_app
 from shared import logs
 from shared.settings import Settings
 
-GRACE_S = 5  # requests that wait are cut off after this; their jobs go on
+GRACE_S = 5  # requests that are not answered by then are cut off; their jobs go on
 KEEP_ALIVE_S = 75  # longer than the idle time of common proxies, which must be the first to close
 
 
 def serve(settings: Settings, fd: int | None = None) -> None:
     """Serve until a signal; `fd` is a listening socket that was inherited."""
     logs.configure(settings, "api")
+    app = create_app(settings)
     config = uvicorn.Config(
-        create_app(settings),
+        app,
         host=settings.host,
         port=settings.port,
         log_config=None,
@@ -28,4 +30,17 @@ def serve(settings: Settings, fd: int | None = None) -> None:
         timeout_keep_alive=KEEP_ALIVE_S,
     )
     sockets = None if fd is None else [socket.socket(fileno=fd)]
-    uvicorn.Server(config).run(sockets=sockets)
+    Server(config, app).run(sockets=sockets)
+
+
+class Server(uvicorn.Server):
+    """Uvicorn, which at its end first answers the requests that wait, so that each client learns the id of its job."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+        super().__init__(config)
+        self._app = app
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Wake who waits, then end as ever."""
+        await self._app.state.parts.notifier.close()
+        await super().shutdown(sockets)

@@ -181,13 +181,13 @@ def broker(folder: Path) -> Iterator[Broker]:
 
 
 @contextmanager
-def api(settings: Settings) -> Iterator[str]:
-    """`hilum api` on a socket of ours; yields its base URL once it answers."""
+def api(settings: Settings) -> Iterator[tuple[str, Running]]:
+    """`hilum api` on a socket of ours; yields its base URL and its process once it answers."""
     with socket.create_server(("127.0.0.1", 0), backlog=512) as listening:
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         with hilum(settings, "api", "--fd", str(listening.fileno()), pass_fds=(listening.fileno(),)) as process:
             until(lambda: _alive(url, process), what="the API")
-            yield url
+            yield url, process
 
 
 @contextmanager
@@ -264,7 +264,7 @@ def service(settings: Settings, broker: Broker) -> Iterator[Service]:
         with transaction(database) as session:
             tenant_id = tenants.create(session, "hospital").id
             key = tenants.create_key(session, tenant_id)
-        with api(settings) as url:
+        with api(settings) as (url, _):
             yield Service(url, key, tenant_id, settings, database, broker)
     finally:
         database.engine.dispose()

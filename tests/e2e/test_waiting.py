@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import statistics
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 
@@ -102,3 +103,29 @@ def test_a_client_that_leaves_is_forgotten(service: Service) -> None:
         client.get(f"/v1/jobs/{job_id}", params={"wait": 5}, timeout=1)
     assert held() == 1  # it is noticed at the end of its wait, and costs nothing until then
     servers.until(lambda: held() == 0, within_s=15, what="the wait to be given up")
+
+
+def test_an_api_that_stops_answers_those_who_wait(service: Service) -> None:
+    """Each learns the id of its job: a client that did not would submit it again."""
+    answers = []
+    with servers.api(service.settings) as (url, process), service.client() as client:
+
+        def submit() -> None:
+            answers.append(client.post(f"{url}/v1/jobs", files={"file": FILM}, headers={"Prefer": f"wait={WAIT_S}"}))
+
+        threads = [threading.Thread(target=submit) for _ in range(5)]
+        for thread in threads:
+            thread.start()
+        text = f"{url}/metrics"
+        servers.until(
+            lambda: servers.metric(httpx.get(text, trust_env=False).text, "hilum_http_waiting") == len(threads),
+            within_s=30,
+        )
+        began = time.monotonic()
+        process.process.terminate()
+        for thread in threads:
+            thread.join(20)
+        assert time.monotonic() - began < 10
+        process.process.wait(20)
+    assert [answer.status_code for answer in answers] == [202] * len(threads)
+    assert len({answer.json()["id"] for answer in answers}) == len(threads)
