@@ -197,7 +197,7 @@ def _score(run: Run, last: bool) -> float:
     """Macro-F1 of the averaged weights on the stop fold, at the serving size once training has reached it."""
     size = run.config["phases"][-1]["size"] if last else run.config["stop_size"]
     if last:
-        recalibrate(run.average, run.fit, size, run.config["recalibration_images"], run.config["bf16"])
+        recalibrate(run, size)
     said = predict(run.average, run.stop.at(size), run.stop.clip, run.config["bf16"])
     return macro_f1(run.stop.labels.numpy(), said.argmax(dim=1).numpy(), run.model.head.out_features)
 
@@ -213,22 +213,26 @@ def predict(model: torch.nn.Module, tensors: torch.Tensor, clip: float, bf16: bo
     return torch.cat(said)
 
 
-def recalibrate(model: torch.nn.Module, fit: data.Part, size: int, images: int, bf16: bool) -> None:
-    """The running statistics measured anew at `size` on plain images: averaged weights have none of their own."""
-    norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+def recalibrate(run: Run, size: int) -> None:
+    """The running statistics of the averaged weights, measured at `size` on images as training draws and augments them.
+
+    Averaged weights have none of their own, and squares of an image have others than the image.
+    """
+    norms = [m for m in run.average.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
-    model.train()
+    run.average.train()
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a plain mean over all batches
-    chosen = torch.randperm(len(fit.items))[:images].sort().values
-    tensors = data.Part(fit.items, fit.tensors[chosen.numpy()], fit.labels, fit.clip).at(size)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+    chosen = torch.multinomial(run.weights, run.config["recalibration_images"], replacement=True)
+    tensors = data.Part(run.fit.items, run.fit.tensors[chosen.numpy()], run.fit.labels, run.fit.clip).at(size)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=run.config["bf16"]):
         for i in range(0, len(tensors) - 1, 32):
-            model(data.floats(tensors[i : i + 32], fit.clip).contiguous(memory_format=torch.channels_last))
+            images = _augmented(data.floats(tensors[i : i + 32], run.fit.clip), run.config, size)
+            run.average(images.contiguous(memory_format=torch.channels_last))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    model.eval()
+    run.average.eval()
 
 
 def _keep(run: Run, score: float, last: bool, path: Path) -> None:
