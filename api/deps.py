@@ -59,7 +59,8 @@ def open_parts(settings: Settings) -> Parts:
     return Parts(settings, database, open_storage(settings), notifier)
 
 
-def _parts(request: Request) -> Parts:
+async def _parts(request: Request) -> Parts:
+    # Asynchronous although it waits for nothing: FastAPI sends plain functions through the thread pool.
     return request.app.state.parts
 
 
