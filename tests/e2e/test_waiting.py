@@ -98,6 +98,7 @@ def test_a_client_that_leaves_is_forgotten(service: Service) -> None:
     def held() -> float:
         return servers.metric(httpx.get(f"{service.url}/metrics", trust_env=False).text, "hilum_http_waiting")
 
+    servers.until(lambda: held() == 0, within_s=WAIT_S + 15, what="the waits of other tests to end")
     job_id = service.submit(FILM)
     with pytest.raises(httpx.ReadTimeout), service.client() as client:
         client.get(f"/v1/jobs/{job_id}", params={"wait": 5}, timeout=1)
