@@ -8,10 +8,11 @@ import json
 from typing import Annotated, BinaryIO
 
 from pydantic import BeforeValidator, Field, JsonValue
+from sqlalchemy.orm import Session
 
 from api import content
 from shared import jobs, views
-from shared.db import Database, transaction
+from shared.db import Database, together
 from shared.errors import EmptyFile, HilumError, TooLarge
 from shared.schemas import Frozen, JobView, Method, Priority
 from shared.settings import Settings
@@ -67,21 +68,24 @@ def accept(
     job_id = jobs.new_id()
     key = f"{tenant_id}/{job_id}/input"
     storage.put(key, file, media_type)
+
+    def submit(session: Session) -> tuple[JobView, int]:
+        job = jobs.submit(
+            session,
+            settings,
+            tenant_id=tenant_id,
+            job_id=job_id,
+            blob_key=key,
+            media_type=media_type,
+            size=size,
+            sha256=sha256,
+            **wishes.model_dump(),
+        )
+        view = views.view(session, job) if wishes.explain else views.view_of_new(job)
+        return view, job.version
+
     try:
-        with transaction(database) as session:
-            job = jobs.submit(
-                session,
-                settings,
-                tenant_id=tenant_id,
-                job_id=job_id,
-                blob_key=key,
-                media_type=media_type,
-                size=size,
-                sha256=sha256,
-                **wishes.model_dump(),
-            )
-            view = views.view(session, job) if wishes.explain else views.view_of_new(job)
-            return view, job.version
+        return together(database, submit)
     except HilumError:
         # Refused before the commit. After a commit of unknown outcome the blob must stay: a job may need it.
         with contextlib.suppress(HilumError):

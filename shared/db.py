@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from sqlalchemy import CursorResult, Engine, create_engine, event, func, select
 from sqlalchemy.engine import URL, Connection, make_url
@@ -15,6 +16,8 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from shared.errors import Misconfigured
 from shared.settings import Settings
+
+T = TypeVar("T")
 
 BELLS = "bells"
 BUSY_TIMEOUT_S = 30
@@ -24,6 +27,16 @@ POOL_TIMEOUT_S = 5
 
 def _silent(bell: str) -> None:
     """The ringer of a process that wakes nobody, such as a migration or a test."""
+
+
+@dataclass
+class _Act:
+    """What one thread wants done in a shared transaction, and what came of it."""
+
+    act: Callable[[Session], Any]
+    value: Any = None
+    error: Exception | None = None
+    ended: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,6 +52,7 @@ class Database:
     reads: sessionmaker[Session]
     ring: Callable[[str], None] = _silent
     turn: AbstractContextManager[Any] = field(default_factory=nullcontext)
+    acts: deque[_Act] = field(default_factory=deque)
 
 
 def open_database(settings: Settings, ring: Callable[[str], None] | None = None) -> Database:
@@ -76,6 +90,29 @@ def transaction(database: Database) -> Iterator[Session]:
         database.ring(bell)
 
 
+def together(database: Database, act: Callable[[Session], T]) -> T:
+    """Call `act` in a transaction and return, after the commit, what it returned; its own error is raised.
+
+    On SQLite, calls that wait at the same moment share one transaction, one flush to the disk and one ring of a bell:
+    whoever has the turn commits for all. `act` may be called twice, because after an error each is tried alone.
+    """
+    if database.engine.dialect.name != "sqlite":
+        with transaction(database) as session:
+            return act(session)
+    mine = _Act(act)
+    database.acts.append(mine)
+    bells: set[str] = set()
+    with database.turn:
+        if not mine.ended:
+            acts = [database.acts.popleft() for _ in range(len(database.acts))]
+            bells = _committed(database, acts)
+    for bell in sorted(bells):
+        database.ring(bell)
+    if mine.error is not None:
+        raise mine.error
+    return mine.value
+
+
 @contextmanager
 def reading(database: Database) -> Iterator[Session]:
     """A session that only reads; what it holds is given back at the end."""
@@ -93,6 +130,22 @@ def clock(session: Session) -> datetime:
 def written(session: Session, statement: Any) -> int:
     """Execute an INSERT or UPDATE and say how many rows it wrote."""
     return cast("CursorResult[Any]", session.execute(statement)).rowcount
+
+
+def _committed(database: Database, acts: Sequence[_Act]) -> set[str]:
+    """Commit all acts at once, or else each alone; the bells that they left."""
+    try:
+        with database.writes.begin() as session:
+            for one in acts:
+                one.value = one.act(session)
+        bells: set[str] = session.info.get(BELLS, set())
+    except Exception as error:
+        if len(acts) > 1:
+            return set().union(*(_committed(database, [one]) for one in acts))
+        acts[0].error, bells = error, set()
+    for one in acts:
+        one.ended = True
+    return bells
 
 
 def _options(url: URL) -> dict[str, object]:
