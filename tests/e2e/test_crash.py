@@ -90,7 +90,7 @@ def test_a_killed_worker_costs_no_job(
     job_ids = submit_all(service)
     victim = freeze_in_mid_job(service, first)
     first.kill()
-    assert of(service, victim).status == Status.RUNNING  # nobody was left to say otherwise
+    assert of(service, victim).status in (Status.RUNNING, Status.QUEUED)  # the sweeper alone could have freed it
     started.enter_context(servers.worker(service.settings))
     servers.until(lambda: all_ended(service), what="the end of every job")
     assert_each_ended_once(service, job_ids)
