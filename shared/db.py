@@ -29,7 +29,7 @@ def _silent(bell: str) -> None:
     """The ringer of a process that wakes nobody, such as a migration or a test."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Act:
     """What one thread wants done in a shared transaction, and what came of it."""
 
@@ -105,6 +105,8 @@ def together(database: Database, act: Callable[[Session], T]) -> T:
     with database.turn:
         if not mine.ended:
             acts = [database.acts.popleft() for _ in range(len(database.acts))]
+            if mine not in acts:  # who had taken it was interrupted before it ended
+                acts.append(mine)
             bells = _committed(database, acts)
     for bell in sorted(bells):
         database.ring(bell)
