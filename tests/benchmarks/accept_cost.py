@@ -51,7 +51,7 @@ def run() -> Result:
             serving(logs / "bare.log", bare) as bare_port,
             serving(logs / "api.log", hilum("api"), stage.settings) as port,
         ):
-            ours, baseline = alternate(
+            baseline, ours = alternate(
                 lambda: _round(Load(bare_port, "/upload", stage.key, str(body), UPLOADS, CONCURRENCY)),
                 lambda: _round(Load(port, "/v1/jobs", stage.key, str(body), UPLOADS, CONCURRENCY)),
                 rounds=ROUNDS,

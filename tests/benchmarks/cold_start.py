@@ -37,7 +37,7 @@ def run() -> Result:
             compiled.ensure(bundle, stage.settings.cache)
             return _first_diagnosis_s(stage, film)
 
-        ours, baseline = alternate(first, later, rounds=ROUNDS, warm_up=0)
+        baseline, ours = alternate(first, later, rounds=ROUNDS, warm_up=0)
     return compared(ABOUT, ours, baseline)
 
 

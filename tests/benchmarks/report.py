@@ -8,7 +8,7 @@ from typing import Any
 
 from shared.settings import ROOT
 from tests.benchmarks import result
-from tests.benchmarks.catalogue import BENCHMARKS
+from tests.benchmarks.catalogue import ABOUTS
 from tests.benchmarks.result import About
 
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -32,10 +32,10 @@ def write(path: Path = PAGE) -> None:
 
 def page(entries: Sequence[dict[str, Any]]) -> str:
     """The page of these results, the catalogue's order first."""
-    known = [entry for name in BENCHMARKS for entry in entries if entry["name"] == name]
+    known = [entry for name in ABOUTS for entry in entries if entry["name"] == name]
     table = ["| benchmark | value | baseline | ratio | bar | kept |", "| --- | --- | --- | --- | --- | --- |"]
-    table += [_row(entry, BENCHMARKS[entry["name"]].ABOUT) for entry in known]
-    sections = [_section(entry, BENCHMARKS[entry["name"]].ABOUT) for entry in known]
+    table += [_row(entry, ABOUTS[entry["name"]]) for entry in known]
+    sections = [_section(entry, ABOUTS[entry["name"]]) for entry in known]
     return "\n".join([HEAD, *table, "", *sections])
 
 
@@ -55,7 +55,7 @@ def _section(entry: dict[str, Any], about: About) -> str:
         f"- Baseline: {about.baseline}.",
         f"- Bar: {about.bar}.",
         f"- Measured: {entry['date']} at commit {entry['commit']} on {entry['machine']}.",
-        f"- Again: `make bench B={entry['name']}`",
+        f"- Again: `make bench B={entry['name'].removesuffix('_plain')}`",
         "",
     ]
     return "\n".join(lines)

@@ -67,18 +67,15 @@ def compared(about: About, ours: Sequence[float], baseline: Sequence[float]) -> 
     )
 
 
-def alternate(
-    baseline: Callable[[], float], ours: Callable[[], float], *, rounds: int, warm_up: int = 1
-) -> tuple[list[float], list[float]]:
-    """Measure baseline and ours in turn; the values of ours and of the baseline, those of the first rounds dropped."""
-    pairs = []
+def alternate(*measures: Callable[[], float], rounds: int, warm_up: int = 1) -> list[list[float]]:
+    """Take the measures in turn, round by round; the values of each, in order, those of the first rounds dropped."""
+    kept = []
     for number in range(warm_up + rounds):
-        theirs, mine = baseline(), ours()
+        values = [measure() for measure in measures]
         note = " (warm-up)" if number < warm_up else ""
-        print(f"  round {number}: baseline {theirs:.4g}, ours {mine:.4g}, ratio {mine / theirs:.3f}{note}", flush=True)
-        pairs.append((mine, theirs))
-    kept = pairs[warm_up:]
-    return [mine for mine, _ in kept], [theirs for _, theirs in kept]
+        print(f"  round {number}: {', '.join(f'{value:.4g}' for value in values)}{note}", flush=True)
+        kept += [values] if number >= warm_up else []
+    return [list(values) for values in zip(*kept, strict=True)]
 
 
 def record(result: Result, path: Path = STORE) -> None:

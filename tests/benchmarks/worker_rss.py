@@ -34,7 +34,7 @@ def run() -> Result:
         compiled.ensure(bundle, stage.settings.cache)
         files = films.films(JOBS)
         torch = stage.with_settings(runtime="torch")
-        ours, baseline = alternate(
+        baseline, ours = alternate(
             lambda: _memory_mb(torch, files), lambda: _memory_mb(stage, files), rounds=ROUNDS, warm_up=0
         )
     return compared(ABOUT, ours, baseline)
