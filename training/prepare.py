@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 
 from shared.bundles import LungsNetwork, Preprocessing, checksum
-from shared.errors import Misconfigured, Rejected
+from shared.errors import BundleError, Misconfigured, Rejected
 from shared.schemas import RuntimeView
 from training.index import Item
 from worker.pipeline import decode, lungs, quality
@@ -55,8 +55,8 @@ class LungsPredictor:
             return torch.sigmoid(self._module(torch.from_numpy(tensors)))[:, 0].numpy()
 
     def classify(self, tensors: np.ndarray) -> Outputs:
-        """There are no classifiers yet."""
-        raise NotImplementedError("prepare only segments")
+        """There are no classifiers yet: BundleError."""
+        raise BundleError("prepare only finds lungs; its classifiers are still to be trained")
 
 
 def lungs_network(config_path: Path, weights: Path) -> LungsNetwork:
