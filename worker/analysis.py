@@ -16,6 +16,7 @@ from worker.parts import Parts
 from worker.pipeline.analyze import Diagnosis, analyze
 from worker.settle import End, failure_of, settle, store
 
+DECODER_AWAY = "decoder_unavailable"
 RETRY_S = 5.0  # a store that is away is given this long before the job is tried again
 
 log = logs.get("worker.analysis")
@@ -67,7 +68,7 @@ def _end_of(parts: Parts, lease: Lease, error: Exception) -> End:
         return partial(jobs.reject, claim=claim, reason=reason, bundle=parts.bundle.identity)
     if isinstance(error, Canceled):
         return partial(jobs.stop, claim=claim)
-    if isinstance(error, (Unavailable, StorageFull)):
+    if isinstance(error, (Unavailable, StorageFull)) and error.code != DECODER_AWAY:  # which no waiting mends
         log.warning("put_off", code=error.code)
         return partial(ledger.requeue, claim=claim, delay_s=RETRY_S, stage=None)
     if isinstance(error, LeaseLost):

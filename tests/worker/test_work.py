@@ -19,9 +19,10 @@ from shared.queue import ANALYZE, EXPLAIN
 from shared.schemas import JobView, Status
 from tests import builders
 from worker import lease as leasing
-from worker import loop
+from worker import loop, sandbox
 from worker.parts import Parts
 from worker.pipeline import explain, render
+from worker.sandbox import Sandbox
 
 Submit = Callable[..., str]
 JobOf = Callable[[str], JobView]
@@ -156,6 +157,21 @@ def test_a_store_that_is_away_puts_the_job_off(
     with reading(parts.database) as session:
         assert session.get_one(Job, job_id).losses == 0
         assert not ledger.waiting(session, Job, 1)  # not before RETRY_S
+
+
+def test_a_decoder_that_does_not_start_fails_the_job(
+    parts: Parts, submit: Submit, job_of: JobOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = Sandbox()
+    monkeypatch.setattr(sandbox.sys, "executable", "/bin/false")
+    parts.sandbox = broken
+    job_id = submit(builders.png(FILM))
+    loop.drain(parts, ANALYZE)
+    broken.close()
+    job = job_of(job_id)
+    assert job.status is Status.FAILED
+    assert job.error is not None
+    assert job.error.code == "decoder_unavailable"
 
 
 def test_a_failed_explanation_never_touches_the_diagnosis(
