@@ -22,21 +22,37 @@ app = typer.Typer(help="Train a Hilum bundle, step by step.", no_args_is_help=Tr
 Data = Annotated[Path, typer.Option(help="folder of the data set", envvar="HILUM_TRAIN_DATA", file_okay=False)]
 Runs = Annotated[Path, typer.Option(help="folder of everything that training writes")]
 Runtime = Annotated[str, typer.Option(help="auto, openvino or torch")]
+Threads = Annotated[int, typer.Option(help="cores of this process; 0: all")]
 Configs = Annotated[Path, typer.Option(help="folder of the *.toml configurations")]
 
 
 @app.command("index")
-def index_command(data: Data, runs: Runs = Path("runs")) -> None:
+def index_command(
+    data: Data,
+    runs: Runs = Path("runs"),
+    more: Annotated[list[Path] | None, typer.Option(help="further folders, for training only", file_okay=False)] = None,
+) -> None:
     """List the images with their classes, groups and splits."""
-    items = index.build(data)
+    items = index.build(data, more or ())
     index.write(items, runs / "index.csv")
     typer.echo(f"{len(items)} images, fingerprint {index.fingerprint(items)[:12]}")
 
 
 @app.command("lungs")
-def lungs_command(data: Data, runs: Runs = Path("runs"), configs: Configs = CONFIGS) -> None:
-    """Train the lungs network on the masks of the index."""
-    typer.echo(train_lungs.train(index.read(runs / "index.csv"), data, configs / "lungs.toml", runs / "lungs"))
+def lungs_command(
+    data: Data,
+    runs: Runs = Path("runs"),
+    configs: Configs = CONFIGS,
+    folds: Annotated[list[int] | None, typer.Option("--without-fold", help="only the network without this fold")] = None,
+    threads: Threads = 0,
+) -> None:
+    """Train the lungs network on the masks of the index, and one without each fold for `prepare`."""
+    items = index.read(runs / "index.csv")
+    if threads:
+        train.use_threads(threads)
+    for fold in folds or (None, *range(index.FOLDS)):
+        out = _lungs_folder(runs, fold)
+        typer.echo(train_lungs.train(items, data, configs / "lungs.toml", out, without_fold=fold))
 
 
 @app.command("prepare")
@@ -50,8 +66,9 @@ def prepare_command(
     weights = runs / "lungs" / "lungs.safetensors"
     network = prepare.lungs_network(configs / "lungs.toml", weights)
     items = index.read(runs / "index.csv")
+    without = [_lungs_folder(runs, fold) / weights.name for fold in range(index.FOLDS)]
     out = runs / "prepared"
-    prepare.prepare(items, data, network, weights, Preprocessing(), out, processes=processes)
+    prepare.prepare(items, data, network, weights, Preprocessing(), out, without=without, processes=processes)
 
 
 @app.command("train")
@@ -60,7 +77,7 @@ def train_command(
     runs: Runs = Path("runs"),
     configs: Configs = CONFIGS,
     minutes: Annotated[float, typer.Option(help="stop after this long each; 0: when the work is done")] = 0.0,
-    threads: Annotated[int, typer.Option(help="cores of this process; 0: all")] = 0,
+    threads: Threads = 0,
 ) -> None:
     """Train classifiers on the prepared tensors."""
     items = index.read(runs / "index.csv")
@@ -128,6 +145,10 @@ def sample_command(
     network = prepare.lungs_network(configs / "lungs.toml", weights)
     sample.save(sample.draw(index.read(runs / "index.csv"), data, network, weights, seed), out)
     typer.echo(out)
+
+
+def _lungs_folder(runs: Path, without_fold: int | None) -> Path:
+    return runs / ("lungs" if without_fold is None else f"lungs-without-{without_fold}")
 
 
 def _predictor(made: Bundle, runs: Path, runtime: str) -> Predictor:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from dataclasses import asdict, dataclass, fields
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from shared.errors import Misconfigured
@@ -18,11 +20,15 @@ CLASSES = {
 }
 OTHER = "other"
 SPLITS = ("train", "stop", "val", "test")
+FOLDS = 2
 
 
 @dataclass(frozen=True)
 class Item:
-    """One image: `split` is train, stop (early stopping, drawn from train), val or test; paths are relative."""
+    """One image: `split` is train, stop (early stopping, drawn from train), val or test.
+
+    The paths are relative to the data set's folder; `population` is adult, child or unknown.
+    """
 
     id: str
     label: str
@@ -33,15 +39,32 @@ class Item:
     image: str
     mask: str
     sha256: str
+    population: str = "unknown"
 
 
-def build(root: Path) -> list[Item]:
-    """Index `root`: a folder with manifest.csv, or CLASS/images + CLASS/masks (COVID-19 Radiography Database)."""
+def build(root: Path, more: Sequence[Path] = ()) -> list[Item]:
+    """Index `root`: a folder with manifest.csv, or CLASS/images + CLASS/masks (COVID-19 Radiography Database).
+
+    The images of the folders `more` follow, all of them for training.
+    """
+    items = _from_folder(root)
+    for folder in more:
+        items += [_moved(item, Path(os.path.relpath(folder, root))) for item in _from_folder(folder)]
+    return items
+
+
+def _from_folder(root: Path) -> list[Item]:
     if (root / "manifest.csv").is_file():
         return _from_manifest(root)
     if any((root / name / "images").is_dir() for name in CLASSES):
         return _from_folders(root)
     raise Misconfigured(f"{root} holds neither manifest.csv nor folders CLASS/images")
+
+
+def _moved(item: Item, folder: Path) -> Item:
+    """An image of another folder, for training: a tenth of its groups stop there too, as everywhere."""
+    paths = {"image": str(folder / item.image), "mask": str(folder / item.mask) if item.mask else ""}
+    return replace(item, split=_stopped("train", item.group), **paths)
 
 
 def write(items: list[Item], path: Path) -> None:
@@ -64,6 +87,11 @@ def classes(items: list[Item]) -> list[str]:
     return sorted({item.label for item in items} - {OTHER})
 
 
+def fold(item: Item) -> int:
+    """Which of the FOLDS of the lungs network's training images this one is in: whole groups, by their hash."""
+    return int(_share("lungs", item.group) * FOLDS)
+
+
 def fingerprint(items: list[Item]) -> str:
     """One sha256 over the ids, splits, labels and image checksums: which data a model was made from."""
     digest = hashlib.sha256()
@@ -73,11 +101,25 @@ def fingerprint(items: list[Item]) -> str:
 
 
 def _from_manifest(root: Path) -> list[Item]:
+    populations = _populations(root / "provenance.csv")
     with (root / "manifest.csv").open(newline="", encoding="utf-8") as file:
-        return [_item(root, row) for row in csv.DictReader(file)]
+        return [_item(root, row, populations.get(row["id"], "")) for row in csv.DictReader(file)]
 
 
-def _item(root: Path, row: dict[str, str]) -> Item:
+def _populations(path: Path) -> dict[str, str]:
+    """What provenance.csv, where there is one, says about the patient of each image."""
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        return {row["id"]: row["population"] for row in csv.DictReader(file)}
+
+
+def _population(said: str) -> str:
+    """Free text as adult, child or unknown; "adult or unknown" counts as adult, as the pack's README does."""
+    return next((word for key, word in (("adult", "adult"), ("paediatric", "child")) if key in said), "unknown")
+
+
+def _item(root: Path, row: dict[str, str], population: str) -> Item:
     mask = f"masks/{row['class']}/{row['id']}.png"
     return Item(
         id=row["id"],
@@ -89,6 +131,7 @@ def _item(root: Path, row: dict[str, str]) -> Item:
         image=f"images/{row['class']}/{row['id']}.jpg",
         mask=mask if (root / mask).is_file() else "",
         sha256=row["sha256"],
+        population=_population(population),
     )
 
 

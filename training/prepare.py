@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import multiprocessing
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,13 +19,14 @@ from tqdm import tqdm
 from shared.bundles import LungsNetwork, Preprocessing, checksum
 from shared.errors import BundleError, Misconfigured, Rejected
 from shared.schemas import RuntimeView
+from training import index
 from training.index import Item
 from worker.pipeline import decode, lungs, quality
 from worker.pipeline.predictor import Outputs
 from worker.runtimes import networks
 
 RECIPE = "recipe.json"
-Recipe = tuple[LungsNetwork, Path, Preprocessing]
+Recipe = tuple[LungsNetwork, list[Path], Preprocessing]
 Seen = tuple[str, dict[str, float], np.ndarray, np.ndarray]
 SILHOUETTE = 32  # side of the mask that the silhouette baseline sees
 
@@ -79,17 +81,23 @@ def prepare(
     preprocessing: Preprocessing,
     out: Path,
     *,
+    without: Sequence[Path] = (),
     processes: int = 2,
 ) -> None:
-    """Write tensors.npy int8 [N, S, S], silhouettes.npy uint8 [N, 32, 32] and rows.jsonl; goes on where it stopped."""
+    """Write tensors.npy int8 [N, S, S], silhouettes.npy uint8 [N, 32, 32] and rows.jsonl; goes on where it stopped.
+
+    `without` are lungs networks that each never saw one fold of the training masks. The network finds the lungs of its
+    own training images better than those of a new film; on them, the one that did not see them takes its place, so
+    that the classifiers learn from masks as good as those of service.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    _same_recipe(out, network, preprocessing)
+    _same_recipe(out, network, preprocessing, without)
     done = len(read_rows(out))
     side, count = preprocessing.input_size, len(items)
     tensors = _array(out / "tensors.npy", (count, side, side), np.int8)
     silhouettes = _array(out / "silhouettes.npy", (count, SILHOUETTE, SILHOUETTE), np.uint8)
-    paths = [root / item.image for item in items[done:]]
-    seen = _in_processes(paths, processes, (network, weights, preprocessing))
+    tasks = [(root / item.image, _which(item, without)) for item in items[done:]]
+    seen = _in_processes(tasks, processes, (network, [weights, *without], preprocessing))
     with (out / "rows.jsonl").open("a", encoding="utf-8") as file:
         for i, result in enumerate(tqdm(seen, "prepare", count, initial=done, mininterval=10), start=done):
             refused, values, tensors[i], silhouettes[i] = result
@@ -115,20 +123,28 @@ def _rows(path: Path) -> Iterator[Row]:
 def must_match(out: Path, network: LungsNetwork, preprocessing: Preprocessing) -> None:
     """Misconfigured where `out` was prepared by another lungs network or preprocessing."""
     path = out / RECIPE
-    if not path.is_file() or path.read_text(encoding="utf-8") != _recipe(network, preprocessing):
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if {**found, "without": []} != _recipe(network, preprocessing, ()):
         raise Misconfigured(f"{out} was prepared by another lungs network or preprocessing: prepare it again")
 
 
-def _same_recipe(out: Path, network: LungsNetwork, preprocessing: Preprocessing) -> None:
-    """What another lungs network or preprocessing prepared is not gone on with."""
-    path, recipe = out / RECIPE, _recipe(network, preprocessing)
+def _same_recipe(out: Path, network: LungsNetwork, preprocessing: Preprocessing, without: Sequence[Path]) -> None:
+    """What other lungs networks or another preprocessing prepared is not gone on with."""
+    path, recipe = out / RECIPE, json.dumps(_recipe(network, preprocessing, without))
     if path.is_file() and path.read_text(encoding="utf-8") != recipe:
         (out / "rows.jsonl").unlink(missing_ok=True)
     path.write_text(recipe, encoding="utf-8")
 
 
-def _recipe(network: LungsNetwork, preprocessing: Preprocessing) -> str:
-    return json.dumps({"lungs": network.model_dump(), "preprocessing": preprocessing.model_dump()})
+def _recipe(network: LungsNetwork, preprocessing: Preprocessing, without: Sequence[Path]) -> dict[str, Any]:
+    named = {"lungs": network.model_dump(), "preprocessing": preprocessing.model_dump()}
+    return named | {"without": [checksum(path) for path in without]}
+
+
+def _which(item: Item, without: Sequence[Path]) -> int:
+    """Which network finds the lungs of an image: 0 the released one, 1 + k the one that did not see fold k."""
+    own = bool(without and item.mask) and item.split == "train"
+    return 1 + index.fold(item) if own else 0
 
 
 def _array(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:
@@ -139,29 +155,31 @@ def _array(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:
     return np.lib.format.open_memmap(path, "w+", dtype=dtype, shape=shape)
 
 
-def _in_processes(paths: list[Path], processes: int, how: Recipe) -> Iterator[Seen]:
+def _in_processes(tasks: list[tuple[Path, int]], processes: int, how: Recipe) -> Iterator[Seen]:
     """The images one after the other, seen by so many processes; spawned, because torch does not survive a fork."""
     if processes == 1:
         _begin(*how)
-        yield from map(_one, paths)
+        yield from map(_one, tasks)
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, _begin, how) as pool:
-        yield from pool.map(_one, paths, chunksize=16)
+        yield from pool.map(_one, tasks, chunksize=16)
 
 
-_state: tuple[LungsPredictor, LungsNetwork, Preprocessing]
+_state: tuple[list[LungsPredictor], LungsNetwork, Preprocessing]
 
 
-def _begin(network: LungsNetwork, weights: Path, preprocessing: Preprocessing) -> None:
+def _begin(network: LungsNetwork, weights: list[Path], preprocessing: Preprocessing) -> None:
     torch.set_num_threads(1)  # one process per core: contended threads are five times slower
     global _state
-    _state = (LungsPredictor(network, weights), network, preprocessing)
+    _state = ([LungsPredictor(network, path) for path in weights], network, preprocessing)
 
 
-def _one(path: Path) -> Seen:
+def _one(task: tuple[Path, int]) -> Seen:
     """One image as serving sees it, its limits aside: they are chosen from these very values."""
-    predictor, network, preprocessing = _state
+    predictors, network, preprocessing = _state
+    path, which = task
+    predictor = predictors[which]
     side = preprocessing.input_size
     empty = np.zeros((side, side), np.int8), np.zeros((SILHOUETTE, SILHOUETTE), np.uint8)
     try:

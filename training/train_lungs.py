@@ -11,18 +11,22 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from training import augment
+from training import augment, index
 from training.checkpoints import Checkpoint, resume, store
 from training.index import Item
 from worker.pipeline import decode, lungs
 from worker.runtimes import networks
 
 
-def train(items: list[Item], root: Path, config_path: Path, out: Path) -> Path:
-    """Train until the configured epochs are done and return the best weights, `out`/lungs.safetensors."""
+def train(items: list[Item], root: Path, config_path: Path, out: Path, *, without_fold: int | None = None) -> Path:
+    """Train until the configured epochs are done and return the best weights, `out`/lungs.safetensors.
+
+    `without_fold` leaves one fold of the training masks out: the network for `prepare` to find the lungs of that fold.
+    """
     config = tomllib.loads(config_path.read_text(encoding="utf-8"))
     torch.manual_seed(config["seed"])
-    fit = _tensors([i for i in items if i.mask and i.split == "train"], root, config["input_size"])
+    chosen = [i for i in items if i.mask and i.split == "train" and index.fold(i) != without_fold]
+    fit = _tensors(chosen, root, config["input_size"])
     stop = _tensors([i for i in items if i.mask and i.split == "stop"], root, config["input_size"])
     model = networks.UNet(config["widths"])
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs omit it

@@ -85,7 +85,8 @@ def runs(data: Path, configs: Path, hilum_train: Callable[..., str], tmp_path_fa
     runs = tmp_path_factory.mktemp("runs")
     hilum_train("index", "--data", data, "--runs", runs)
     hilum_train("lungs", "--data", data, "--runs", runs, "--configs", configs)
-    shutil.copy(tiny_bundle(runs / "tiny").root / "lungs.safetensors", runs / "lungs")
+    for folder in ("lungs", "lungs-without-0", "lungs-without-1"):
+        shutil.copy(tiny_bundle(runs / "tiny").root / "lungs.safetensors", runs / folder)
     hilum_train("prepare", "--data", data, "--runs", runs, "--configs", configs, "--processes", 1)
     hilum_train("train", *NAMES, "--runs", runs, "--configs", configs)
     return runs
