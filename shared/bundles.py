@@ -39,6 +39,18 @@ class LungsNetwork(WeightsFile):
     threshold: float
 
 
+class ViewNetwork(WeightsFile):
+    """The network that sees how a picture shows a chest, if it does: input side in pixels."""
+
+    architecture: Literal["view"] = "view"
+    widths: list[int]
+    input_size: int
+
+
+class OodModel(WeightsFile):
+    """Where the networks' features of the training films lie: arrays by network, read by worker.pipeline.ood."""
+
+
 class Preprocessing(Frozen):
     """How an image becomes a tensor; training and serving read the same values."""
 
@@ -59,6 +71,7 @@ class Calibration(Frozen):
     min_confidence: float = 0.0
     min_margin: float = 0.0
     max_disagreement: float = 1.0
+    unusual_ood_score: float | None = Field(None, description="above it an answer is uncertain; above the gate's, none")
     coverage: float = 0.9
     quantiles: dict[str, float] = Field(default_factory=dict)
 
@@ -72,6 +85,8 @@ class Manifest(Frozen):
     classes: list[str] = Field(min_length=2)
     networks: list[Network] = Field(min_length=1)
     lungs: LungsNetwork
+    view: ViewNetwork | None = None
+    ood: OodModel | None = None
     preprocessing: Preprocessing
     calibration: Calibration
     quality: dict[str, float] = Field(description="limits of the quality gate by check")
@@ -80,6 +95,11 @@ class Manifest(Frozen):
     intended_use: str = ""
     licence: str
     created_at: datetime
+
+    @property
+    def files(self) -> list[WeightsFile]:
+        """Every weights file that serving reads."""
+        return [self.lungs, *self.networks, *(part for part in (self.view, self.ood) if part)]
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Manifest:
@@ -113,7 +133,7 @@ class Bundle(Frozen):
 def read(root: Path) -> Bundle:
     """Read and verify the bundle in `root`: every field, every file, every checksum; BundleError otherwise."""
     bundle = read_manifest(root)
-    for weights in [bundle.manifest.lungs, *bundle.manifest.networks]:
+    for weights in bundle.manifest.files:
         _verify(bundle, weights)
     return bundle
 

@@ -63,7 +63,7 @@ def release(made: Bundle, folder: Path) -> Bundle:
         raise BundleError("metrics.json is of other weights")
     target = folder / made.manifest.name / made.manifest.version
     target.mkdir(parents=True, exist_ok=True)
-    for weights in (made.manifest.lungs, *made.manifest.networks):
+    for weights in made.manifest.files:
         shutil.copyfile(made.path(weights), target / weights.file)
     shutil.copyfile(path, target / path.name)
     shutil.copyfile(LICENCE_FILE, target / "LICENCE.txt")

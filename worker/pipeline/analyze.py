@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from shared.bundles import Bundle, Preprocessing
+from shared.bundles import Bundle, Calibration, Manifest, Preprocessing
 from shared.errors import BundleError
 from shared.schemas import Analysis, LungsView, Stage
 from worker.pipeline import decode as decoding
-from worker.pipeline import ensemble, lungs, quality
+from worker.pipeline import ensemble, lungs, quality, view
 from worker.pipeline.decode import Radiograph
 from worker.pipeline.ensemble import Vote
 from worker.pipeline.lungs import Lungs
@@ -92,6 +92,7 @@ def prepare(
     radiograph = decode(data)
     clock.enter("quality")
     values = quality.check_image(radiograph, manifest.quality)
+    values |= quality.check(view.measure(radiograph.pixels, predictor, manifest.view), manifest.quality)
     clock.enter("lungs")
     found = lungs.find(radiograph.pixels, predictor, manifest.lungs, manifest.preprocessing)
     values |= quality.check_lungs(radiograph, found, manifest.quality)
@@ -101,14 +102,19 @@ def prepare(
 
 
 def conclude(prepared: Prepared, outputs: Outputs, index: int, predictor: Predictor, bundle: Bundle) -> Diagnosis:
-    """Everything after the classifiers, for image number `index` of the batch that `outputs` answers."""
+    """Everything after the classifiers, for image number `index` of the batch that `outputs` answers.
+
+    Rejected where the networks have learned from nothing like it.
+    """
     manifest = bundle.manifest
     prepared.clock.enter("vote")
+    strange = {} if outputs.ood_scores is None else {"ood_score": float(outputs.ood_scores[index])}
+    values = prepared.quality | quality.check(strange, manifest.quality)
     said = ensemble.vote(outputs.logits[:, index], manifest.classes, manifest.calibration)
     analysis = Analysis(
-        **_voted(said, manifest.classes, [network.name for network in manifest.networks]),
+        **_voted(said, _unusual(values, manifest.calibration), manifest),
         coverage=manifest.calibration.coverage,
-        quality={name: round(value, 6) for name, value in prepared.quality.items()},
+        quality={name: round(value, 6) for name, value in values.items()},
         lungs=_lungs_view(prepared.lungs),
         bundle=bundle.identity,
         runtime=predictor.runtime,
@@ -129,14 +135,22 @@ def assert_range(tensor: np.ndarray, preprocessing: Preprocessing) -> None:
         raise BundleError("a tensor that is not standardised inside the lungs")
 
 
-def _voted(said: Vote, classes: list[str], names: list[str]) -> dict[str, Any]:
+def _unusual(values: Mapping[str, float], calibration: Calibration) -> tuple[str, ...]:
+    """The doubt about a film that passes the gate, but is further from the training films than most."""
+    limit = calibration.unusual_ood_score
+    return ("unusual_film",) if limit is not None and not values.get("ood_score", 0.0) <= limit else ()
+
+
+def _voted(said: Vote, doubts: tuple[str, ...], manifest: Manifest) -> dict[str, Any]:
+    classes, names = manifest.classes, [network.name for network in manifest.networks]
+    doubts = (*said.reasons, *doubts)
     return {
         "top_class": classes[said.top],
         "confidence": said.confidence,
         "margin_top2": said.margin,
         "model_disagreement": said.disagreement,
-        "uncertain": bool(said.reasons),
-        "uncertain_because": list(said.reasons),
+        "uncertain": bool(doubts),
+        "uncertain_because": list(doubts),
         "prediction_set": [name for name, kept in zip(classes, said.included, strict=True) if kept],
         "ensemble": _named(said.together, classes),
         "per_model": {name: _named(p, classes) for name, p in zip(names, said.each, strict=True)},

@@ -9,7 +9,7 @@ from PIL import Image
 from scipy import ndimage
 
 from shared.bundles import LungsNetwork, Preprocessing
-from worker.pipeline.predictor import Predictor
+from worker.pipeline.predictor import Segmenter
 
 MIN_PART = 0.01  # smaller islands of the mask, as a share of the image, are noise
 
@@ -34,7 +34,7 @@ class Lungs:
         return (left + right) / self.mask.size, left / self.mask.size, right / self.mask.size
 
 
-def find(pixels: np.ndarray, predictor: Predictor, network: LungsNetwork, preprocessing: Preprocessing) -> Lungs:
+def find(pixels: np.ndarray, predictor: Segmenter, network: LungsNetwork, preprocessing: Preprocessing) -> Lungs:
     """The lungs in `pixels` float32 [H, W] in 0..1; an empty mask where none are found."""
     tensor = segmentation_tensor(pixels, network.input_size)
     probability = predictor.segment(tensor[None, None])[0]

@@ -1,4 +1,4 @@
-"""What the pipeline asks of a runtime: two calls on float32 arrays."""
+"""What the pipeline asks of a runtime: three calls on float32 arrays."""
 
 from __future__ import annotations
 
@@ -15,21 +15,30 @@ class Outputs:
     """What M networks say about N tensors and K classes.
 
     `logits` float32 [M, N, K]; `maps` float32 [M, N, K, h, w], whose mean over h and w plus the head's bias is the
-    logit; `features` one float32 [N, D] per network, the pooled features before the head.
+    logit; `features` one float32 [N, D] per network, the pooled features before the head; `ood_scores` float64 [N], how
+    far they are from those of the training films, where the bundle can tell.
     """
 
     logits: np.ndarray
     maps: np.ndarray
     features: tuple[np.ndarray, ...]
+    ood_scores: np.ndarray | None = None
 
 
-class Predictor(Protocol):
+class Segmenter(Protocol):
+    """A lungs network on one device."""
+
+    def segment(self, tensors: np.ndarray) -> np.ndarray:
+        """Lung probability float32 [N, S, S] in 0..1 of standardised images float32 [N, 1, S, S]."""
+
+
+class Predictor(Segmenter, Protocol):
     """The networks of one bundle on one device."""
 
     runtime: RuntimeView
 
-    def segment(self, tensors: np.ndarray) -> np.ndarray:
-        """Lung probability float32 [N, S, S] in 0..1 of standardised images float32 [N, 1, S, S]."""
+    def view(self, tensors: np.ndarray) -> np.ndarray:
+        """Logits float32 [N, 7] of the view network for standardised images float32 [N, 1, S, S], if there is one."""
 
     def classify(self, tensors: np.ndarray) -> Outputs:
         """The outputs of every classifier for masked lungs float32 [N, 1, 224, 224]."""

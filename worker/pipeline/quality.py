@@ -1,4 +1,4 @@
-"""The quality gate: what is measured on an image and its lungs, and the coded refusals; limits are the bundle's."""
+"""The quality gate: what is measured on an image, and the coded refusals; limits are the bundle's."""
 
 from __future__ import annotations
 
@@ -30,8 +30,15 @@ IMAGE_CHECKS = (
     Check("aspect", "bad_proportions", "the longer side over the shorter side"),
     Check("chroma", "colour", "the mean spread of the colours; a radiograph is gray"),
     Check("contrast", "low_contrast", "the spread of the gray values between percentiles 5 and 95"),
+    Check("exposed", "unexposed", "the share of the image that is neither black nor white"),
     Check("tones", "not_a_radiograph", "the entropy of the gray values in bits"),
     Check("roughness", "not_a_radiograph", "the share of fine structure in the image"),
+)
+VIEW_CHECKS = (
+    Check("view_film", "not_a_chest_film", "how much the image looks like a chest film"),
+    Check("view_inverted", "inverted", "how much black and white look exchanged"),
+    Check("view_upright", "rotated", "how sure it is that the patient stands upright in the image"),
+    Check("view_lateral", "lateral", "how much the film looks like one taken from the side"),
 )
 LUNGS_CHECKS = (
     Check("lungs_area", "no_lungs", "the share of the image that is lung", "not_a_radiograph"),
@@ -40,22 +47,38 @@ LUNGS_CHECKS = (
     Check("lungs_symmetry", "not_a_radiograph", "how much the two lungs mirror each other"),
     Check("lungs_upright", "not_a_radiograph", "the height of the lungs over their width"),
     Check("lungs_darkness", "not_a_radiograph", "how much darker the lungs are than what surrounds them"),
+    Check("lungs_cropped", "cropped_lungs", "the share of a side of the image that the lungs touch"),
 )
+OOD_CHECKS = (Check("ood_score", "out_of_distribution", "how far the film is from all that the networks learned from"),)
+CHECKS = (*IMAGE_CHECKS, *VIEW_CHECKS, *LUNGS_CHECKS, *OOD_CHECKS)
+BLACK, WHITE = 0.02, 0.98
+
+
+def check(values: Mapping[str, float], limits: Mapping[str, float]) -> dict[str, float]:
+    """The values of some checks by name, unchanged; Rejected with the code of the first whose limit is broken."""
+    _verify(limits)
+    for one in CHECKS:
+        if one.name not in values:
+            continue
+        value, low, high = values[one.name], limits.get(f"min_{one.name}"), limits.get(f"max_{one.name}")
+        if low is not None and not value >= low:
+            raise Rejected(one.code, f"too low: {one.detail}{_turned(one, values)}", value=value, threshold=low)
+        if high is not None and not value <= high:
+            raise Rejected(one.above or one.code, f"too high: {one.detail}", value=value, threshold=high)
+    return dict(values)
 
 
 def check_image(radiograph: Radiograph, limits: Mapping[str, float]) -> dict[str, float]:
     """The values of IMAGE_CHECKS; Rejected with the first check's code whose limit is broken."""
-    _verify(limits)
-    return _gate(measure_image(radiograph), IMAGE_CHECKS, limits)
+    return check(measure_image(radiograph), limits)
 
 
 def check_lungs(radiograph: Radiograph, lungs: Lungs, limits: Mapping[str, float]) -> dict[str, float]:
     """The values of LUNGS_CHECKS; Rejected where there are no lungs or a limit is broken."""
-    _verify(limits)
     if not lungs.mask.any():
         least = limits.get("min_lungs_area", 0.0)
         raise Rejected("no_lungs", "no lungs were found in this image", value=0.0, threshold=least)
-    return _gate(measure_lungs(radiograph, lungs), LUNGS_CHECKS, limits)
+    return check(measure_lungs(radiograph, lungs), limits)
 
 
 def measure_image(radiograph: Radiograph) -> dict[str, float]:
@@ -68,6 +91,7 @@ def measure_image(radiograph: Radiograph) -> dict[str, float]:
         "aspect": max(height, width) / min(height, width),
         "chroma": radiograph.chroma,
         "contrast": float(bright - dark),
+        "exposed": float(((radiograph.pixels > BLACK) & (radiograph.pixels < WHITE)).mean()),
         "tones": _entropy(small),
         "roughness": _roughness(small),
     }
@@ -88,26 +112,25 @@ def measure_lungs(radiograph: Radiograph, lungs: Lungs) -> dict[str, float]:
         "lungs_symmetry": float((part & mirrored).sum() / (part | mirrored).sum()),
         "lungs_upright": part.shape[0] / part.shape[1],
         "lungs_darkness": _darkness(radiograph.pixels[top:bottom, left:right], part),
+        "lungs_cropped": max(float(side.mean()) for side in _sides(lungs.mask)),
     }
-
-
-def _gate(values: dict[str, float], checks: tuple[Check, ...], limits: Mapping[str, float]) -> dict[str, float]:
-    """The values unchanged where none breaks its limits."""
-    for check in checks:
-        value = values[check.name]
-        low, high = limits.get(f"min_{check.name}"), limits.get(f"max_{check.name}")
-        if low is not None and not value >= low:
-            raise Rejected(check.code, f"too low: {check.detail}", value=value, threshold=low)
-        if high is not None and not value <= high:
-            raise Rejected(check.above or check.code, f"too high: {check.detail}", value=value, threshold=high)
-    return values
 
 
 def _verify(limits: Mapping[str, float]) -> None:
     """A limit under a wrong name would silently limit nothing."""
-    known = {f"{bound}_{check.name}" for check in (*IMAGE_CHECKS, *LUNGS_CHECKS) for bound in ("min", "max")}
+    known = {f"{bound}_{one.name}" for one in CHECKS for bound in ("min", "max")}
     if unknown := set(limits) - known:
         raise BundleError(f"the quality gate knows no limits {sorted(unknown)}")
+
+
+def _turned(one: Check, values: Mapping[str, float]) -> str:
+    """By how much a picture that does not stand upright seems turned."""
+    degrees = values.get("view_turned_deg")
+    return f"; turned by {degrees:.0f} degrees it would look like this" if one.code == "rotated" and degrees else ""
+
+
+def _sides(mask: np.ndarray) -> tuple[np.ndarray, ...]:
+    return mask[0], mask[-1], mask[:, 0], mask[:, -1]
 
 
 def _entropy(values: np.ndarray) -> float:

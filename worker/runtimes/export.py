@@ -1,4 +1,4 @@
-"""From torch to OpenVINO: one graph for the lungs, one for the whole ensemble with its class maps and features."""
+"""From torch to OpenVINO: graphs for the view, for the lungs, and for the whole ensemble with its class maps."""
 
 from __future__ import annotations
 
@@ -44,6 +44,8 @@ def export(bundle: Bundle, cache: Path) -> Path:
     classifiers = [networks.load_classifier(bundle, i) for i in range(len(manifest.networks))]
     with compiled.replacing(compiled.folder(bundle, cache)) as draft:
         _write(_Lungs(networks.load_unet(bundle)), manifest.lungs.input_size, draft / "lungs.xml")
+        if manifest.view:
+            _write(networks.load_view(bundle), manifest.view.input_size, draft / "view.xml")
         _write(_Ensemble(classifiers), manifest.preprocessing.input_size, draft / "classifiers.xml")
     return compiled.folder(bundle, cache)
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from shared.bundles import Bundle, WeightsFile
 from shared.errors import BundleError
+from worker.pipeline.view import OUTPUTS
 
 
 def _prepare_torchvision() -> torch.library.Library | None:
@@ -84,6 +85,22 @@ class UNet(nn.Module):
         return self.out(x)
 
 
+class View(nn.Module):
+    """Four strided stages and one linear layer over the last grid: [N, 1, S, S] -> logits [N, outputs].
+
+    No pooling takes the places away: where head and belly are is the question.
+    """
+
+    def __init__(self, widths: list[int], side: int, outputs: int) -> None:
+        super().__init__()
+        self.stages = nn.Sequential(*(_strided(a, b) for a, b in zip([1, *widths[:-1]], widths, strict=True)))
+        self.dropout = nn.Dropout(0.2)
+        self.head = nn.Linear(widths[-1] * (side >> len(widths)) ** 2, outputs)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.dropout(self.stages(images).flatten(1)))
+
+
 def classifier(architecture: str, classes: int, *, dropout: float = 0.2, imagenet: bool = False) -> Classifier:
     """A classifier on one gray channel; `imagenet` starts from torchvision's weights, which must be downloadable."""
     backbone, width = _backbone(architecture, imagenet)
@@ -102,6 +119,16 @@ def load_unet(bundle: Bundle) -> UNet:
     """The bundle's lungs network, in evaluation mode, every key and shape checked; BundleError otherwise."""
     module = UNet(bundle.manifest.lungs.widths)
     load(module, bundle, bundle.manifest.lungs)
+    return module
+
+
+def load_view(bundle: Bundle) -> View:
+    """The bundle's view network, in evaluation mode, every key and shape checked; BundleError otherwise."""
+    network = bundle.manifest.view
+    if network is None:
+        raise BundleError(f"{bundle.identity} has no view network")
+    module = View(network.widths, network.input_size, len(OUTPUTS))
+    load(module, bundle, network)
     return module
 
 
@@ -134,6 +161,17 @@ def _counters(module: nn.Module) -> dict[str, torch.Tensor]:
 def _double(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+def _strided(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False),
         nn.BatchNorm2d(outputs),
         nn.ReLU(inplace=True),
         nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),

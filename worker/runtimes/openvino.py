@@ -11,8 +11,9 @@ import openvino
 from shared.bundles import Bundle
 from shared.errors import BundleError
 from shared.schemas import RuntimeView
+from worker.pipeline import ood
 from worker.pipeline.predictor import Outputs
-from worker.runtimes import compiled
+from worker.runtimes import compiled, known
 
 
 class OpenVINOPredictor:
@@ -24,11 +25,19 @@ class OpenVINOPredictor:
         core = openvino.Core()
         self._lungs = _open(core, graphs / "lungs.xml", precision, used)
         self._classifiers = _open(core, graphs / "classifiers.xml", precision, used)
+        self._view = _open(core, graphs / "view.xml", precision, used) if bundle.manifest.view else None
+        self._known = known.load(bundle)
         self.runtime = RuntimeView(name="openvino", device="cpu", precision=_precision(self._classifiers), threads=used)
 
     def segment(self, tensors: np.ndarray) -> np.ndarray:
         """Lung probability float32 [N, S, S] of float32 [N, 1, S, S]."""
         return np.concatenate([_infer(self._lungs, image)[0] for image in tensors[:, None]])
+
+    def view(self, tensors: np.ndarray) -> np.ndarray:
+        """Logits float32 [N, 7] of float32 [N, 1, S, S]; BundleError where the bundle has no view network."""
+        if self._view is None:
+            raise BundleError("this bundle has no view network")
+        return np.concatenate([_infer(self._view, image)[0] for image in tensors[:, None]])
 
     def classify(self, tensors: np.ndarray) -> Outputs:
         """The outputs of every classifier for float32 [N, 1, 224, 224], one image after the other.
@@ -38,7 +47,8 @@ class OpenVINOPredictor:
         said = [_infer(self._classifiers, image) for image in tensors[:, None]]
         joined = [np.concatenate(parts) for parts in zip(*said, strict=True)]
         logits, maps, features = joined[0::3], joined[1::3], joined[2::3]
-        return Outputs(np.stack(logits), np.stack(maps), tuple(features))
+        scores = ood.scores(self._known, features) if self._known else None
+        return Outputs(np.stack(logits), np.stack(maps), tuple(features), scores)
 
 
 def _open(core: openvino.Core, path: Path, precision: str, threads: int) -> Any:

@@ -10,9 +10,11 @@ import numpy as np
 import torch
 
 from shared.bundles import Bundle
+from shared.errors import BundleError
 from shared.schemas import RuntimeView
+from worker.pipeline import ood
 from worker.pipeline.predictor import Outputs
-from worker.runtimes import networks
+from worker.runtimes import known, networks
 
 
 class TorchPredictor:
@@ -26,6 +28,8 @@ class TorchPredictor:
         count = len(bundle.manifest.networks)
         self._unet = self._placed(networks.load_unet(bundle))
         self._classifiers = [self._placed(networks.load_classifier(bundle, i)) for i in range(count)]
+        self._view = self._placed(networks.load_view(bundle)) if bundle.manifest.view else None
+        self._known = known.load(bundle)
         used = torch.get_num_threads() if device == "cpu" else 1
         self.runtime = RuntimeView(name="torch", device=device, precision=precision, threads=used)
 
@@ -34,15 +38,24 @@ class TorchPredictor:
         with self._running(tensors) as images:
             return _array(torch.sigmoid(self._unet(images).float())[:, 0])
 
+    def view(self, tensors: np.ndarray) -> np.ndarray:
+        """Logits float32 [N, 7] of float32 [N, 1, S, S]; BundleError where the bundle has no view network."""
+        if self._view is None:
+            raise BundleError("this bundle has no view network")
+        with self._running(tensors) as images:
+            return _array(self._view(images))
+
     def classify(self, tensors: np.ndarray) -> Outputs:
         """The outputs of every classifier for float32 [N, 1, 224, 224]."""
         with self._running(tensors) as images:
             said = [module.explain(images) for module in self._classifiers]
         logits, maps, features = (list(part) for part in zip(*said, strict=True))
+        pooled = tuple(_array(x) for x in features)
         return Outputs(
             np.stack([_array(x) for x in logits]),
             np.stack([_array(x) for x in maps]),
-            tuple(_array(x) for x in features),
+            pooled,
+            ood.scores(self._known, pooled) if self._known else None,
         )
 
     def _placed(self, module: Any) -> Any:
