@@ -6,6 +6,7 @@ import ast
 import copy
 import json
 import re
+import tomllib
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -194,7 +195,10 @@ def test_the_page_names_each_of_them_as_the_list_does() -> None:
 def test_the_list_is_whole_and_of_what_serves_alone() -> None:
     refs = {one["bom-ref"] for one in SBOM["components"]}
     root = SBOM["metadata"]["component"]
-    assert root["name"] == "hilum"
+    assert (root["name"], root["version"]) == (
+        "hilum",
+        tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"],
+    )
     edges = {one["ref"]: one["dependsOn"] for one in SBOM["dependencies"]}
     assert set(edges) == {*refs, root["bom-ref"]}
     reached, waiting = set(), [root["bom-ref"]]
