@@ -63,7 +63,7 @@ def test_it_stays_short_enough_to_be_read() -> None:
 def test_a_control_is_in_the_code_and_has_a_test(control: list[str]) -> None:
     _, _, code, verified = control
     for cell, in_tests in ((code, False), (verified, True)):
-        links = re.findall(r"\[`(\w+)\.(\w+)`\]\(\.\./([\w/]+\.py)\)", cell)
+        links = re.findall(r"\[`(\w+)\.(\w+)`\]\(\.\./(?:\./)?([\w/]+\.py)\)", cell)
         assert links
         assert cell.count("](") == len(links), cell
         for module, name, path in links:
