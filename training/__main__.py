@@ -43,7 +43,9 @@ def lungs_command(
     data: Data,
     runs: Runs = Path("runs"),
     configs: Configs = CONFIGS,
-    folds: Annotated[list[int] | None, typer.Option("--without-fold", help="only the network without this fold")] = None,
+    folds: Annotated[
+        list[int] | None, typer.Option("--without-fold", help="only the network without this fold")
+    ] = None,
     threads: Threads = 0,
 ) -> None:
     """Train the lungs network on the masks of the index, and one without each fold for `prepare`."""

@@ -31,11 +31,12 @@ class Part:
         return torch.cat(chunks)
 
 
-def part(items: list[Item], out: Path, classes: list[str], split: str, clip: float) -> Part:
-    """The images of one split that have a class and were not refused."""
+def part(items: list[Item], out: Path, classes: list[str], split: str, clip: float, leave_out: str = "") -> Part:
+    """The images of one split that have a class and were not refused; none of the source `leave_out`."""
     tensors = np.load(out / "tensors.npy", mmap_mode="r")
     refused = [bool(row.refused) for row in prepare.read_rows(out)]
-    chosen = [i for i, x in enumerate(items) if x.split == split and x.label in classes and not refused[i]]
+    wanted = [x.split == split and x.label in classes and x.source != leave_out for x in items]
+    chosen = [i for i, want in enumerate(wanted) if want and not refused[i]]
     labels = torch.tensor([classes.index(items[i].label) for i in chosen])
     return Part([items[i] for i in chosen], tensors[chosen], labels, clip)
 

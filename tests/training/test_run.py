@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from shared import bundles
 from shared.errors import BundleError, Misconfigured
 from tests.training.conftest import NAMES
-from training import bundle, index, prepare, train
+from training import bundle, index, prepare, scoring, train
 from training import data as batches
 from training.answers import Answer, table
+from training.run import Run
 from worker.pipeline import decode, lungs
 from worker.pipeline.analyze import analyze
 from worker.runtimes.torch import TorchPredictor
@@ -71,15 +72,15 @@ def test_a_training_that_was_stopped_ends_where_the_whole_one_does(
 ) -> None:
     items, config = index.read(runs / "index.csv"), configs / "first.toml"
     classes = index.classes(items)
-    original, calls = train._score, []
+    original, calls = scoring.score, []
 
-    def stopping(run: train.Run, last: bool) -> float:
+    def stopping(run: Run, last: bool) -> float:
         calls.append(last)
         if len(calls) == 3:
             raise KeyboardInterrupt
         return original(run, last)
 
-    monkeypatch.setattr(train, "_score", stopping)
+    monkeypatch.setattr(scoring, "score", stopping)
     with pytest.raises(KeyboardInterrupt):
         train.train(items, runs / "prepared", config, classes, tmp_path)
     path = train.train(items, runs / "prepared", config, classes, tmp_path)
