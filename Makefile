@@ -18,7 +18,7 @@ SUITABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3.14 python3 python; do \
 	$$p -c '$(SUITABLE)' >/dev/null 2>&1 && { command -v $$p; break; }; done)
 
-.PHONY: help install demo up test check bench clean
+.PHONY: help install demo up test check bench sbom clean
 
 help:  ## what can be made
 	@echo "make TARGET:"
@@ -42,6 +42,13 @@ check: $(STAMP)  ## lint, formatting and types
 
 bench: $(STAMP)  ## run the benchmarks, or one of them (B=accept_cost), into docs/benchmarks.json
 	@$(BIN)/python -m tests.benchmarks $(B)
+
+# Describes the environment from outside, so that it is no part of what it describes.
+CYCLONEDX := cyclonedx-bom==7.5.0
+sbom: $(STAMP)  ## write docs/sbom.cdx.json from what is installed (fetches the CycloneDX tool into .venv/sbom)
+	@test -x $(VENV)/sbom/bin/cyclonedx-py || { $(BIN)/python -m venv $(VENV)/sbom && \
+		$(VENV)/sbom/bin/python -m pip --disable-pip-version-check install -q $(CYCLONEDX); }
+	@$(BIN)/python -m tests.sbom $(VENV)/sbom/bin/cyclonedx-py
 
 clean:  ## remove caches and the demo's output; keeps .venv, and .hilum with its jobs
 	rm -rf demo-output build .pytest_cache .ruff_cache .mypy_cache .hypothesis

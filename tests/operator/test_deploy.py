@@ -166,7 +166,7 @@ def test_torch_is_pinned_alike_everywhere() -> None:
 
 def test_the_targets_of_make() -> None:
     said = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for target in ("install", "demo", "up", "test", "check", "bench", "clean"):
+    for target in ("install", "demo", "up", "test", "check", "bench", "sbom", "clean"):
         assert re.search(rf"^  {target} ", said, re.MULTILINE)
 
 

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import openvino
 import torch
 from torch import nn
 
@@ -14,6 +13,7 @@ from shared import bundles
 from shared.bundles import Bundle
 from shared.errors import BundleError
 from worker.runtimes import compiled, networks
+from worker.runtimes.silent import openvino
 
 
 class _Lungs(nn.Module):

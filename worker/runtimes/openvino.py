@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino
 
 from shared.bundles import Bundle
 from shared.errors import BundleError
@@ -14,6 +13,7 @@ from shared.schemas import RuntimeView
 from worker.pipeline import ood
 from worker.pipeline.predictor import Outputs
 from worker.runtimes import compiled, known
+from worker.runtimes.silent import openvino
 
 
 class OpenVINOPredictor:
