@@ -14,7 +14,7 @@ from typing import Any
 from shared import bundles
 from shared.bundles import Bundle, Calibration, Manifest, Network, Preprocessing
 from shared.errors import BundleError
-from training import card, evaluate, index, prepare
+from training import card, evaluate, index, prepare, train_view
 from training.index import Item
 
 INTENDED_USE = (
@@ -36,12 +36,16 @@ def draft(items: list[Item], runs: Path, configs: Path, names: list[str], *, nam
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
     weights = shutil.copyfile(runs / "lungs" / "lungs.safetensors", root / "lungs.safetensors")
+    view = runs / "view" / "view.safetensors"
+    if view.is_file():
+        shutil.copyfile(view, root / view.name)
     manifest = Manifest(
         name=name,
         version=version,
         classes=index.classes(items),
         networks=[_network(n, runs, configs, root) for n in names],
         lungs=prepare.lungs_network(configs / "lungs.toml", weights),
+        view=train_view.view_network(configs / "view.toml", view) if view.is_file() else None,
         preprocessing=Preprocessing.model_validate({}),
         calibration=Calibration(),
         quality={},

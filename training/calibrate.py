@@ -12,7 +12,7 @@ from scipy.optimize import minimize_scalar
 
 from shared import bundles
 from shared.bundles import Bundle, Calibration
-from training import answers, metrics, prepare
+from training import answers, gate, metrics, ood, prepare
 from training.answers import Table
 from training.index import Item
 from worker.pipeline.ensemble import tempered
@@ -22,36 +22,27 @@ from worker.pipeline.predictor import Predictor
 def calibrate(
     bundle: Bundle, predictor: Predictor, items: list[Item], root: Path, prepared: Path, config_path: Path
 ) -> Bundle:
-    """Write calibration and gate into the bundle's manifest; the draft's answers must be uncalibrated."""
+    """Write the model of known features, gate and calibration into the bundle; what stood there is not asked."""
     prepare.must_match(prepared, bundle.manifest.lungs, bundle.manifest.preprocessing)
     config = tomllib.loads(config_path.read_text(encoding="utf-8"))
-    plain = Calibration(coverage=config["coverage"])
-    gate = limits(measured(items, prepared, bundle.manifest.classes), config)
-    draft = bundles.write(bundle.root, bundle.manifest.model_copy(update={"quality": gate, "calibration": plain}))
-    val = [item for item in items if item.split == "val" and item.label in draft.manifest.classes]
-    table = answers.table(draft, answers.ask(draft, predictor, val, root, "calibrate"))
-    decided = decide(table, draft.manifest.classes, config)
-    return bundles.write(bundle.root, draft.manifest.model_copy(update={"calibration": decided}))
+    known = ood.fit(bundle, predictor, items, prepared, bundle.root)
+    plain = {"ood": known, "quality": {}, "calibration": Calibration(coverage=config["coverage"])}
+    draft = bundles.write(bundle.root, bundle.manifest.model_copy(update=plain))
+    classes = draft.manifest.classes
+    val = [item for item in items if item.split == "val" and item.label in classes]
+    asked = answers.ask(draft, ood.Scoring(predictor, draft), val, root, "calibrate")
+    films = [a.analysis.quality for a in asked if a.analysis]
+    limits = gate.fitted(films, len(asked) - len(films), config)
+    passing = [a for a in asked if a.analysis and not gate.refusal(a.analysis.quality, limits)]
+    table = answers.table(draft, passing)
+    decided = decide(table, classes, config).model_copy(update={"unusual_ood_score": unusual(table, config)})
+    return bundles.write(draft.root, draft.manifest.model_copy(update={"quality": limits, "calibration": decided}))
 
 
-def measured(items: list[Item], prepared: Path, classes: list[str]) -> dict[str, np.ndarray]:
-    """What the gate measures, float64 [N] by check, on the validation images of known class."""
-    rows = [
-        row.values
-        for item, row in zip(items, prepare.read_rows(prepared), strict=True)
-        if item.split == "val" and item.label in classes and not row.refused
-    ]
-    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
-
-
-def limits(values: dict[str, np.ndarray], config: dict[str, Any]) -> dict[str, float]:
-    """The limits of the gate: the fixed ones, and percentiles of `values` float64 [N] by check."""
-    rule, found = config["percentiles"], dict(config["limits"])
-    for name in rule["low"]:
-        found[f"min_{name}"] = float(np.percentile(values[name], rule["share"])) - _slack(values[name], rule)
-    for name in rule["high"]:
-        found[f"max_{name}"] = float(np.percentile(values[name], 100 - rule["share"])) + _slack(values[name], rule)
-    return {name: round(value, 4) for name, value in sorted(found.items())}
+def unusual(table: Table, config: dict[str, Any]) -> float:
+    """The score of features above which a film is called unusual."""
+    scores = [a.analysis.quality["ood_score"] for a in table.answers if a.analysis]
+    return round(float(np.percentile(scores, 100 - config["unusual_percent"])), 4)
 
 
 def decide(table: Table, classes: list[str], config: dict[str, Any]) -> Calibration:
@@ -95,8 +86,3 @@ def quantiles(labels: np.ndarray, probabilities: np.ndarray, classes: list[str],
         rank = math.ceil((len(scores) + 1) * coverage)
         found[name] = math.ceil(float(scores[rank - 1]) * 1e6) / 1e6 if rank <= len(scores) else 1.0
     return found
-
-
-def _slack(values: np.ndarray, rule: dict[str, Any]) -> float:
-    low, high = np.percentile(values, (5, 95))
-    return float(high - low) * rule["slack"]

@@ -30,6 +30,7 @@ REFUSED = [
     (film(CHEST[:100]), {"max_aspect": 2.0}, "bad_proportions"),
     (film(CHEST, chroma=0.2), {"max_chroma": 0.06}, "colour"),
     (film(np.full((200, 200), 0.4)), {"min_contrast": 0.15}, "low_contrast"),
+    (film(np.clip(CHEST * 8 - 3, 0, 1)), {"min_exposed": 0.4}, "unexposed"),
     (film(np.kron([[0.1, 0.9], [0.9, 0.1]], np.ones((100, 100)))), {"min_tones": 3.0}, "not_a_radiograph"),
     (film(NOISE), {"max_roughness": 0.4}, "not_a_radiograph"),
 ]
@@ -83,6 +84,27 @@ def test_an_image_that_is_all_lung_has_lungs_but_is_no_film() -> None:
     with pytest.raises(Rejected) as caught:
         quality.check_lungs(film(NOISE), everywhere, {"min_lungs_area": 0.1, "max_lungs_area": 0.6})
     assert (caught.value.code, caught.value.threshold) == ("not_a_radiograph", 0.6)
+
+
+def test_lungs_that_the_edge_cuts_are_cropped() -> None:
+    whole = two_lungs()
+    cut = Lungs(whole.mask[:, 50:].copy(), (0, 0, 9, 9))
+    limits = {"max_lungs_cropped": 0.3}
+    assert quality.check_lungs(film(NOISE), whole, limits)["lungs_cropped"] == 0
+    with pytest.raises(Rejected) as caught:
+        quality.check_lungs(film(NOISE[:, 50:]), cut, limits)
+    assert (caught.value.code, caught.value.value) == ("cropped_lungs", pytest.approx(0.6))
+
+
+def test_the_checks_are_made_in_one_order_and_only_of_what_was_measured() -> None:
+    limits = {"min_view_film": 0.5, "max_view_inverted": 0.5, "max_ood_score": 2.0}
+    values = {"ood_score": 9.0, "view_inverted": 0.9, "view_film": 0.1}
+    for code in ("not_a_chest_film", "inverted", "out_of_distribution"):
+        with pytest.raises(Rejected) as caught:
+            quality.check(values, limits)
+        assert caught.value.code == code
+        del values[next(one.name for one in quality.CHECKS if one.code == code)]
+    assert quality.check(values, limits) == {}
 
 
 def test_a_value_that_is_no_number_does_not_pass() -> None:

@@ -62,17 +62,6 @@ def test_sure_answers_err_as_rarely_as_asked() -> None:
     assert (confidence >= least).mean() > 0.2
 
 
-def test_limits_lie_outside_what_most_images_show() -> None:
-    values = {"contrast": RNG.normal(0.7, 0.1, 1000), "roughness": RNG.normal(0.1, 0.02, 1000)}
-    rule = {"share": 1.0, "slack": 0.0, "low": ["contrast"], "high": ["roughness"]}
-    found = calibrate.limits(values, {"limits": {"min_side_px": 96.0}, "percentiles": rule})
-    assert set(found) == {"min_side_px", "min_contrast", "max_roughness"}
-    assert (values["contrast"] < found["min_contrast"]).mean() == pytest.approx(0.01, abs=0.002)
-    wider = calibrate.limits(values, {"limits": {}, "percentiles": {**rule, "slack": 0.1}})
-    assert wider["min_contrast"] < found["min_contrast"]
-    assert wider["max_roughness"] > found["max_roughness"]
-
-
 def test_a_drawn_film_is_none_of_those_it_was_drawn_from() -> None:
     films = np.stack([chest(seed, (96, 96)).astype(np.float32) / 255 for seed in range(60)])
     film = sample.drawn(films, seed=1)
