@@ -63,7 +63,7 @@ def release(made: Bundle, folder: Path) -> Bundle:
     if not path.is_file() or not made.manifest.calibration.quantiles or not made.manifest.quality:
         raise BundleError("calibrate and evaluate the draft before its release")
     figures = json.loads(path.read_text(encoding="utf-8"))
-    if figures["weights"] != {w.file: w.sha256 for w in (made.manifest.lungs, *made.manifest.networks)}:
+    if figures["weights"] != {w.file: w.sha256 for w in made.manifest.files}:
         raise BundleError("metrics.json is of other weights")
     target = folder / made.manifest.name / made.manifest.version
     target.mkdir(parents=True, exist_ok=True)
@@ -94,8 +94,20 @@ def _story(items: list[Item], runs: Path, configs: Path, names: list[str]) -> di
         "fingerprint": index.fingerprint(items),
         "images": dict(sorted(splits.items())),
         "sources": dict(Counter(item.source for item in items if item.split in ("train", "stop"))),
+        "licences": _licences(items),
         "configs": {n: tomllib.loads((configs / f"{n}.toml").read_text(encoding="utf-8")) for n in ("lungs", *names)},
         "trained": {n: _rounds(runs / n / f"{n}.csv") for n in names},
+    }
+
+
+def _licences(items: list[Item]) -> dict[str, str]:
+    """The terms of each source as the data set states them; where they differ by image, with the counts."""
+    found: dict[str, Counter[str]] = {}
+    for item in items:
+        found.setdefault(item.source, Counter())[item.licence or "not stated"] += 1
+    return {
+        source: next(iter(terms)) if len(terms) == 1 else "; ".join(f"{t}: {n}" for t, n in terms.most_common())
+        for source, terms in sorted(found.items())
     }
 
 

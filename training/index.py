@@ -40,6 +40,7 @@ class Item:
     mask: str
     sha256: str
     population: str = "unknown"
+    licence: str = ""
 
 
 def build(root: Path, more: Sequence[Path] = ()) -> list[Item]:
@@ -132,6 +133,7 @@ def _item(root: Path, row: dict[str, str], population: str) -> Item:
         mask=mask if (root / mask).is_file() else "",
         sha256=row["sha256"],
         population=_population(population),
+        licence=row.get("licence", ""),
     )
 
 

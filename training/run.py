@@ -36,6 +36,7 @@ class Run:
     minutes: float
     state: Checkpoint
     device: torch.device
+    teacher: networks.Classifier | None = None
     ticked: float = 0.0
 
     @property
@@ -86,7 +87,14 @@ class Run:
 
 
 def begin(
-    items: list[Item], prepared: Path, config: dict[str, Any], classes: list[str], minutes: float, leave_out: str
+    items: list[Item],
+    prepared: Path,
+    config: dict[str, Any],
+    classes: list[str],
+    out: Path,
+    *,
+    minutes: float = 0.0,
+    leave_out: str = "",
 ) -> Run:
     """A training before its first step; `leave_out` names a source that it must not see."""
     torch.manual_seed(config["seed"])
@@ -104,7 +112,17 @@ def begin(
     state = Checkpoint({"model": model, "average": average, "optimizer": optimizer}, 0.0, {})
     state.numbers = {"work": 0.0, "seconds": 0.0, "steps": 0.0, "stale": 0.0}
     draw, cost = _balance(fit, config, len(classes))
-    return Run(config, fit, stop, draw, cost.to(device), model, average, optimizer, minutes, state, device)
+    teacher = _teacher(config, len(classes), out.parent, device)
+    return Run(config, fit, stop, draw, cost.to(device), model, average, optimizer, minutes, state, device, teacher)
+
+
+def _teacher(config: dict[str, Any], classes: int, runs: Path, device: torch.device) -> networks.Classifier | None:
+    """The network that was trained before this one, whose answers this one learns beside the labels; None without."""
+    name = config["teacher"]
+    if not name:
+        return None
+    teacher = starts.finished(runs / name / f"{name}.safetensors", config["teacher_architecture"], classes).to(device)
+    return teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs omit it
 
 
 def _balance(fit: data.Part, config: dict[str, Any], classes: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from shared import bundles
@@ -43,6 +44,17 @@ def begin(config: dict[str, Any], classes: int) -> networks.Classifier:
     with torch.no_grad():
         fill(model.backbone, torch.load(_carried(package, file, sha256), map_location="cpu", weights_only=True))
     return model
+
+
+def finished(path: Path, architecture: str, classes: int) -> networks.Classifier:
+    """A classifier with the weights that a training wrote to `path`, in evaluation mode; Misconfigured without them."""
+    if not path.is_file():
+        raise Misconfigured(f"{path} is missing: train that network first")
+    model = networks.classifier(architecture, classes)
+    state = {key: value.float() for key, value in load_file(path).items()}
+    counters = {k: v for k, v in model.state_dict().items() if k.endswith("num_batches_tracked")}
+    model.load_state_dict({**state, **counters}, strict=True)
+    return model.eval()
 
 
 def _continued(root: Path, config: dict[str, Any], classes: int) -> networks.Classifier:

@@ -42,7 +42,10 @@ def train(
     Images of the source `leave_out` are neither trained on nor scored.
     """
     config = tomllib.loads(config_path.read_text(encoding="utf-8"))
-    run = begin(items, prepared, config, classes, minutes, leave_out)
+    if config["teacher"]:
+        taught_by = tomllib.loads(config_path.with_name(f"{config['teacher']}.toml").read_text(encoding="utf-8"))
+        config["teacher_architecture"] = taught_by["architecture"]
+    run = begin(items, prepared, config, classes, out, minutes=minutes, leave_out=leave_out)
     name = config["name"]
     done = resume(run.state, out / f"{name}.ckpt")
     run.ticked = time.perf_counter()
@@ -103,6 +106,7 @@ def _step(run: Run, images: torch.Tensor, labels: torch.Tensor, side: int) -> fl
     targets = F.one_hot(labels, run.model.head.out_features).float() * (1 - smooth)
     targets += smooth / run.model.head.out_features
     images = augment.augmented(images, config["augment"], side, config["clip"])
+    targets = _taught(run, images, targets)
     images, targets = augment.mixup(images, targets, config["mixup_alpha"])
     with run.autocast():
         logits = run.model(images.contiguous(memory_format=torch.channels_last))
@@ -113,6 +117,15 @@ def _step(run: Run, images: torch.Tensor, labels: torch.Tensor, side: int) -> fl
     run.optimizer.step()
     _follow(run.average, run.model, min(config["ema"], 1 - 1 / (run.state.numbers["steps"] + 1)))
     return float(loss.detach())
+
+
+def _taught(run: Run, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Targets [N, K] blended with what the teacher says of the very same augmented images (Hinton 2015, Beyer 2022)."""
+    if run.teacher is None:
+        return targets
+    with torch.no_grad(), run.autocast():
+        said = run.teacher(images.contiguous(memory_format=torch.channels_last))
+    return targets.lerp(said.float().softmax(dim=1), run.config["teacher_share"])
 
 
 def _rate(progress: float, warmup: float) -> float:

@@ -48,7 +48,8 @@ def configs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text = re.sub(r"(?s)\[\[phases\]\].*?(?=\[augment\])", sizes, shipped)
         for key, value in {
             "name": f'"{name}"', "architecture": '"tiny"', "start": '"random"', "work": 4.0, "rounds": 4,
-            "bf16": "false", "recalibration_images": 12, "stop_size": 64, "learning_rate": 1e-2, "seed": len(name),
+            "teacher": '"first"' if name == "second" else '""', "bf16": "false", "recalibration_images": 12,
+            "stop_size": 64, "learning_rate": 1e-2, "seed": len(name),
         }.items():  # fmt: skip
             text = re.sub(rf"(?m)^{key} = .*$", f"{key} = {value}", text)
         (folder / f"{name}.toml").write_text(text, encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from shared import bundles
 from shared.errors import BundleError, Misconfigured
 from tests.training.conftest import NAMES
-from training import bundle, index, prepare, scoring, train
+from training import bundle, index, prepare, scoring, starts, train
 from training import data as batches
 from training.answers import Answer, table
-from training.run import Run
+from training.run import Run, begin
 from worker.pipeline import decode, lungs
 from worker.pipeline.analyze import analyze
 from worker.runtimes.torch import TorchPredictor
@@ -89,6 +90,22 @@ def test_a_training_that_was_stopped_ends_where_the_whole_one_does(
         torch.testing.assert_close(resumed[key], value, rtol=1e-2, atol=1e-3)
 
 
+def test_a_teacher_is_learned_from_beside_the_labels(runs: Path, configs: Path, tmp_path: Path) -> None:
+    items, classes = index.read(runs / "index.csv"), index.classes(index.read(runs / "index.csv"))
+    config = tomllib.loads((configs / "second.toml").read_text(encoding="utf-8")) | {"teacher_architecture": "tiny"}
+    run = begin(items, runs / "prepared", config, classes, runs / "second")
+    images = run.images(run.fit.at(64)[:6])
+    labels = torch.eye(4)[run.fit.labels[:6]]
+    taught = train._taught(run, images, labels)
+    with torch.no_grad():
+        said = starts.finished(runs / "first" / "first.safetensors", "tiny", 4)(images).softmax(dim=1)
+    torch.testing.assert_close(taught, (labels + said) / 2, atol=1e-5, rtol=0)
+    alone = begin(items, runs / "prepared", config | {"teacher": ""}, classes, runs / "second")
+    assert train._taught(alone, images, labels) is labels
+    with pytest.raises(Misconfigured, match="train that network first"):
+        begin(items, runs / "prepared", config, classes, tmp_path / "second")
+
+
 def test_minutes_end_a_training_early_with_small_steps(runs: Path, configs: Path, tmp_path: Path) -> None:
     items = index.read(runs / "index.csv")
     config = tmp_path / "long.toml"
@@ -102,7 +119,7 @@ def test_minutes_end_a_training_early_with_small_steps(runs: Path, configs: Path
 def test_every_figure_comes_from_the_stored_files(drafted: Path) -> None:
     figures = json.loads((drafted / "metrics.json").read_text(encoding="utf-8"))
     made = bundles.read(drafted)
-    assert figures["weights"] == {w.file: w.sha256 for w in (made.manifest.lungs, *made.manifest.networks)}
+    assert figures["weights"] == {w.file: w.sha256 for w in made.manifest.files}
     assert figures["lungs"]["all"]["images"] == 8
     assert figures["ensemble"]["images"] + sum(figures["gate"]["codes"].values()) == 8
     assert set(figures["networks"]) == set(NAMES)
