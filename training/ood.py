@@ -22,7 +22,7 @@ from worker.runtimes import known
 
 FILE = "ood.safetensors"
 AXES = 64  # of each network's features: what is left out is noise, and the file stays near one megabyte
-FILMS = 4000  # of training, every class alike: enough for 64 axes, and minutes to read
+FILMS = 2400  # of training, every class alike: enough for 64 axes, and minutes to read
 SEED = 20261125
 
 

@@ -32,6 +32,7 @@ def train(items: list[Item], root: Path, config_path: Path, out: Path, *, others
     pool = view_batches.pool([i for i in items if i.split == "train"], root, others, config)
     stop = view_batches.pool([i for i in items if i.split == "stop"], root, None, config)
     model = networks.View(config["widths"], config["input_size"], len(OUTPUTS))
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs omit it
     optimizer = torch.optim.AdamW(model.parameters(), config["learning_rate"], weight_decay=config["weight_decay"])
     total = config["epochs"] * config["steps"]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config["learning_rate"], total_steps=total)
@@ -81,7 +82,9 @@ def _epoch(parts: dict[str, Any], pool: view_batches.Pool, config: dict[str, Any
     total = 0.0
     for _ in tqdm(range(config["steps"]), title, mininterval=10):
         batch = view_batches.draw(pool, config, config["batch_size"])
-        loss = loss_of(parts["model"](batch.images), batch)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = parts["model"](batch.images.contiguous(memory_format=torch.channels_last))
+        loss = loss_of(logits.float(), batch)
         parts["optimizer"].zero_grad()
         loss.backward()
         parts["optimizer"].step()

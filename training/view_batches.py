@@ -76,7 +76,8 @@ def draw(pool: Pool, config: dict[str, Any], count: int) -> Batch:
 
 def standardised(images: torch.Tensor) -> torch.Tensor:
     """What `lungs.segmentation_tensor` does after its resize, for a batch float32 [N, 1, s, s]."""
-    low, high = torch.quantile(images.flatten(1), torch.tensor([0.01, 0.99]), dim=1)[:, :, None, None, None]
+    every = images[:, :, ::2, ::2].flatten(1)  # a quarter of the pixels has the same percentiles
+    low, high = torch.quantile(every, torch.tensor([0.01, 0.99]), dim=1)[:, :, None, None, None]
     return (2 * (images - low) / (high - low).clamp(min=1e-6) - 1).clamp(-1.5, 1.5)
 
 

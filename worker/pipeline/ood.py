@@ -12,9 +12,8 @@ import numpy as np
 class Gaussians:
     """The training features of one network: K Gaussians with one covariance, in a subspace.
 
-    `mean` float32 [D]; `axes` float32 [P, D], whose products with centred features are features of unit variance
-    within the classes; `centres` float32 [K, P], the classes' means there; `rest`, the mean square of what the axes
-    miss, and `scale`, the mean distance of the training films.
+    `mean` float32 [D]; `axes` float32 [P, D], along which features vary by one within the classes; `centres` float32
+    [K, P], the classes' means there.
     """
 
     mean: np.ndarray
@@ -23,12 +22,12 @@ class Gaussians:
 
 
 def scores(model: Sequence[Gaussians], features: Sequence[np.ndarray]) -> np.ndarray:
-    """The distance float64 [N] of features [N, D] per network from the nearest class (Lee 2018), mean over networks."""
+    """The distance float [N] of features [N, D] per network from the nearest class (Lee 2018), mean over networks."""
     return np.mean([distance(one, part) for one, part in zip(model, features, strict=True)], axis=0)
 
 
 def distance(one: Gaussians, features: np.ndarray) -> np.ndarray:
-    """The squared Mahalanobis distance float64 [N] of features [N, D] from the nearest centre, per axis."""
-    placed = (features.astype(np.float64) - one.mean) @ one.axes.T.astype(np.float64)
+    """The squared Mahalanobis distance float [N] of features [N, D] from the nearest centre, per axis."""
+    placed = (features - one.mean) @ one.axes.T
     apart = placed[:, None] - one.centres
     return (apart**2).mean(axis=2).min(axis=1)

@@ -15,7 +15,7 @@ class Outputs:
     """What M networks say about N tensors and K classes.
 
     `logits` float32 [M, N, K]; `maps` float32 [M, N, K, h, w], whose mean over h and w plus the head's bias is the
-    logit; `features` one float32 [N, D] per network, the pooled features before the head; `ood_scores` float64 [N], how
+    logit; `features` one float32 [N, D] per network, the pooled features before the head; `ood_scores` float [N], how
     far they are from those of the training films, where the bundle can tell.
     """
 

@@ -11,6 +11,8 @@ from worker.pipeline.predictor import Predictor
 TURNS = (0, 90, 180, 270)  # degrees counter-clockwise by which a picture stands turned
 OUTPUTS = ("film", "inverted", "lateral", *(f"turned_{degrees}" for degrees in TURNS))
 
+ENOUGH = 512  # pixels of the longer side: of a larger film every second, third, ... is looked at
+
 
 def measure(pixels: np.ndarray, predictor: Predictor, network: ViewNetwork | None) -> dict[str, float]:
     """What the view network says about `pixels` float32 [H, W] in 0..1; nothing where the bundle has none.
@@ -20,7 +22,8 @@ def measure(pixels: np.ndarray, predictor: Predictor, network: ViewNetwork | Non
     """
     if network is None:
         return {}
-    tensor = segmentation_tensor(pixels, network.input_size)
+    step = max(max(pixels.shape) // ENOUGH, 1)
+    tensor = segmentation_tensor(pixels[::step, ::step], network.input_size)
     return read(predictor.view(tensor[None, None])[0])
 
 
