@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from PIL import Image
 from sklearn.ensemble import RandomForestClassifier
 
 from training import prepare
 from training.index import Item
+
+
+def rivals(items: list[Item], prepared: Path, answered: list[Item], classes: list[str]) -> dict[str, np.ndarray]:
+    """The probabilities float64 [N, K] of each baseline for the `answered` images, learned from train and stop."""
+    train = training(items, classes)
+    guessed = guesses(train, answered, classes)
+    return guessed | {"silhouette": silhouette(items, prepared, train, answered, classes)}
+
+
+def training(items: list[Item], classes: list[str]) -> list[Item]:
+    """The images of known class that a baseline may learn from."""
+    return [item for item in items if item.split in ("train", "stop") and item.label in classes]
+
+
+def guesses(train: list[Item], answered: list[Item], classes: list[str]) -> dict[str, np.ndarray]:
+    """The two baselines that look at no image."""
+    return {
+        "majority": majority(train, answered, classes),
+        "source_majority": source_majority(train, answered, classes),
+    }
 
 
 def majority(train: list[Item], test: list[Item], classes: list[str]) -> np.ndarray:
@@ -41,6 +63,22 @@ def silhouette(
     found = np.zeros((len(test), len(classes)))
     found[:, forest.classes_] = forest.predict_proba(_flat(masks, [where[i.id] for i in test]))
     return found
+
+
+def image_size(items: list[Item], root: Path, classes: list[str]) -> dict[str, Any]:
+    """How well width and height of the file alone give the class of the test images away: a lookup table of train."""
+    train, test = training(items, classes), [i for i in items if i.split == "test" and i.label in classes]
+    seen: dict[tuple[int, int], Counter[str]] = defaultdict(Counter)
+    for item in train:
+        seen[_size(root / item.image)][item.label] += 1
+    overall = Counter(item.label for item in train)
+    said = [seen.get(_size(root / item.image), overall).most_common(1)[0][0] for item in test]
+    return {"images": len(test), "accuracy": sum(s == i.label for s, i in zip(said, test, strict=True)) / len(test)}
+
+
+def _size(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size
 
 
 def _flat(masks: np.ndarray, which: list[int]) -> np.ndarray:

@@ -22,15 +22,29 @@ def test_figures_are_those_of_scikit_learn() -> None:
     found = metrics.classification(LABELS, SKILL, CLASSES)
     assert found["macro_f1"] == pytest.approx(reference.f1_score(LABELS, said, average="macro"))
     assert found["accuracy"] == pytest.approx(reference.accuracy_score(LABELS, said))
+    assert found["balanced_accuracy"] == pytest.approx(reference.balanced_accuracy_score(LABELS, said))
+    assert found["weighted_f1"] == pytest.approx(reference.f1_score(LABELS, said, average="weighted"))
     assert found["confusion"] == reference.confusion_matrix(LABELS, said).tolist()
     for k, name in enumerate(CLASSES):
         mine = found["per_class"][name]
         assert mine["auc"] == pytest.approx(reference.roc_auc_score(k == LABELS, SKILL[:, k]))
-        assert mine["recall"] == pytest.approx(reference.recall_score(k == LABELS, said == k))
-        assert mine["precision"] == pytest.approx(reference.precision_score(k == LABELS, said == k))
+        assert mine["sensitivity"] == pytest.approx(reference.recall_score(k == LABELS, said == k))
+        assert mine["specificity"] == pytest.approx(reference.recall_score(k != LABELS, said != k))
+        assert mine["ppv"] == pytest.approx(reference.precision_score(k == LABELS, said == k))
+        assert mine["f1"] == pytest.approx(reference.f1_score(k == LABELS, said == k))
     assert metrics.nll(LABELS, SKILL) == pytest.approx(reference.log_loss(LABELS, SKILL))
     ties = np.round(SKILL[:, 0], 1)
     assert metrics.auc(LABELS == 0, ties) == pytest.approx(reference.roc_auc_score(LABELS == 0, ties))
+
+
+def test_rates_are_means_over_the_classes_that_are_there() -> None:
+    labels, said = np.array([0, 0, 0, 1, 1, 3]), np.array([0, 0, 2, 1, 0, 3])
+    found = metrics.rates(metrics.confusion(labels, said, 4), over=[0, 1, 3])
+    assert found["balanced_accuracy"] == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
+    three = reference.f1_score(labels, said, labels=[0, 1, 3], average="macro")
+    assert found["macro_f1"] == pytest.approx(three)
+    assert np.isnan(found["sensitivity"][2])
+    assert metrics.macro_f1(labels, said, 5) == pytest.approx(three * 3 / 5)  # a class that nobody names counts as 0
 
 
 def test_calibration_error_is_zero_for_honest_and_large_for_boastful_answers() -> None:
@@ -38,6 +52,20 @@ def test_calibration_error_is_zero_for_honest_and_large_for_boastful_answers() -
     labels = np.array([0, 0, 0, 1] * 250)
     assert metrics.ece(labels, honest) == pytest.approx(0)
     assert metrics.ece(labels, np.tile([1.0, 0.0], (1000, 1))) == pytest.approx(0.25)
+
+
+def test_bins_of_the_reliability_diagram_add_up_to_the_calibration_error() -> None:
+    bins = metrics.reliability(LABELS, SKILL)
+    assert sum(b["images"] for b in bins) == len(LABELS)
+    assert all(b["from"] <= b["confidence"] <= b["to"] for b in bins)
+    total = sum(b["images"] / len(LABELS) * abs(b["accuracy"] - b["confidence"]) for b in bins)
+    assert total == pytest.approx(metrics.ece(LABELS, SKILL))
+
+
+def test_risk_is_the_error_rate_of_the_most_confident() -> None:
+    labels = np.array([0, 0, 1, 0])
+    said = np.array([[0.9, 0.1], [0.6, 0.4], [0.8, 0.2], [0.3, 0.7]])  # right, right, wrong, wrong
+    assert metrics.risk(labels, said).tolist() == [0, 1 / 2, 2 / 3, 2 / 4]
 
 
 def test_the_temperature_undoes_a_known_one() -> None:
