@@ -1,4 +1,4 @@
-"""Train the view network: is it a chest film, upright, of the right polarity, from the front; resumable."""
+"""Train the view network: is it a chest film, upright, of the right polarity, from the front, whole; resumable."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ def view_network(config_path: Path, weights: Path) -> ViewNetwork:
 
 
 def loss_of(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Cross-entropies of the outputs float32 [N, 7]; what is no film has no turn, polarity or side."""
+    """Cross-entropies of the outputs float32 [N, 8]; what is no film has no turn, polarity, side or end."""
     each = F.binary_cross_entropy_with_logits(logits[:, 0], batch.film)
-    sides = torch.stack([batch.inverted, batch.lateral], dim=1)
-    loss = F.binary_cross_entropy_with_logits(logits[:, 1:3], sides, reduction="none").sum(dim=1)
-    loss = loss + F.cross_entropy(logits[:, 3:], batch.turn, reduction="none")
+    how = torch.stack([batch.inverted, batch.lateral, batch.cropped], dim=1)
+    loss = F.binary_cross_entropy_with_logits(logits[:, 1:-4], how, reduction="none").sum(dim=1)
+    loss = loss + F.cross_entropy(logits[:, -4:], batch.turn, reduction="none")
     return each + (loss * batch.film).sum() / batch.film.sum().clamp(min=1)
 
 
@@ -72,7 +72,8 @@ def shares_right(model: torch.nn.Module, batch: Batch) -> dict[str, float]:
         "film": ((said[:, 0] > 0) == film),
         "inverted": ((said[:, 1] > 0) == (batch.inverted > 0))[film],
         "lateral": ((said[:, 2] > 0) == (batch.lateral > 0))[film],
-        "turn": (said[:, 3:].argmax(dim=1) == batch.turn)[film],
+        "cropped": ((said[:, 3] > 0) == (batch.cropped > 0))[film],
+        "turn": (said[:, -4:].argmax(dim=1) == batch.turn)[film],
     }
     return {name: round(float(hits.float().mean()), 4) for name, hits in found.items()}
 

@@ -34,12 +34,16 @@ class Pool:
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs float32 [N, 1, s, s] as serving makes them; `film`, `inverted`, `lateral` float32 and `turn` int64 [N]."""
+    """Inputs float32 [N, 1, s, s] as serving makes them, and what they are.
+
+    `film`, `inverted`, `lateral` and `cropped` are float32 [N], `turn` is int64 [N].
+    """
 
     images: torch.Tensor
     film: torch.Tensor
     inverted: torch.Tensor
     lateral: torch.Tensor
+    cropped: torch.Tensor
     turn: torch.Tensor
 
 
@@ -62,16 +66,20 @@ def shrunk(pixels: np.ndarray, size: int) -> np.ndarray:
 
 
 def draw(pool: Pool, config: dict[str, Any], count: int) -> Batch:
-    """A random batch: films, laterals, strangers and ruined films in the configured shares."""
+    """A random batch: whole and cropped films, laterals, strangers and ruined films in the configured shares."""
     shares = config["shares"]
     sides = round(count * shares["lateral"]) if len(pool.laterals) else 0
-    others, ruins = round(count * shares["strangers"]), round(count * shares["ruined"])
-    fronts = count - sides - others - ruins
-    parts = [_some(pool.films, fronts), _some(pool.laterals, sides), _some(pool.strangers, others)]
-    images = torch.cat([*parts, _ruined(_some(pool.films, ruins))])
-    film = torch.arange(count) < fronts + sides
-    lateral = film & (torch.arange(count) >= fronts)
-    return _shown(images, film.float(), lateral.float(), config)
+    cuts, others, ruins = (round(count * shares[name]) for name in ("cropped", "strangers", "ruined"))
+    fronts = count - sides - cuts - others - ruins
+    parts = [
+        _some(pool.films, fronts),
+        _cropped(_some(pool.films, cuts), config["augment"]["cut"]),
+        _some(pool.laterals, sides),
+        _some(pool.strangers, others),
+        _ruined(_some(pool.films, ruins)),
+    ]
+    kind = torch.repeat_interleave(torch.arange(5), torch.tensor([len(part) for part in parts]))
+    return _shown(torch.cat(parts), kind, config)
 
 
 def standardised(images: torch.Tensor) -> torch.Tensor:
@@ -94,7 +102,8 @@ def inverted(images: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     return torch.where(chosen[:, None, None, None] & (images > 0), 1 + 1 / 255 - images, images)
 
 
-def _shown(images: torch.Tensor, film: torch.Tensor, lateral: torch.Tensor, config: dict[str, Any]) -> Batch:
+def _shown(images: torch.Tensor, kind: torch.Tensor, config: dict[str, Any]) -> Batch:
+    """Pictures uint8 [N, S, S] as somebody may show them; `kind` is the place of each in the parts of `draw`."""
     how, count = config["augment"], len(images)
     turn = torch.where(torch.rand(count) < how["upright"], 0, torch.randint(1, 4, (count,)))
     wrong = torch.rand(count) < how["inverted"]
@@ -103,7 +112,8 @@ def _shown(images: torch.Tensor, film: torch.Tensor, lateral: torch.Tensor, conf
     x = turned(inverted(_edged(x, how), wrong), turn)
     x = _moved(x, how, config["input_size"])
     x = _blurred(x, how) + torch.rand(count, 1, 1, 1) * how["noise"] * torch.randn_like(x)
-    return Batch(standardised(x), film, wrong.float(), lateral, turn)
+    film, cropped, lateral = (chosen.float() for chosen in (kind < 3, kind == 1, kind == 2))
+    return Batch(standardised(x), film, wrong.float(), lateral, cropped, turn)
 
 
 def _moved(x: torch.Tensor, how: dict[str, Any], side: int) -> torch.Tensor:
@@ -132,6 +142,22 @@ def _edged(x: torch.Tensor, how: dict[str, Any]) -> torch.Tensor:
 def _blurred(x: torch.Tensor, how: dict[str, Any]) -> torch.Tensor:
     soft = F.interpolate(F.avg_pool2d(x, 2), scale_factor=2.0, mode="bilinear", align_corners=False)
     return torch.where(torch.rand(len(x), 1, 1, 1) < how["blurred"], soft, x)
+
+
+def _cropped(films: torch.Tensor, cut: list[float]) -> torch.Tensor:
+    """Films uint8 [N, S, S] of which one end is missing, centred in their squares again."""
+    out, side = torch.zeros_like(films), films.shape[-1]
+    for i, film in enumerate(films):
+        inside = film > 0
+        rows, columns = (torch.nonzero(inside.any(dim=d)).flatten() for d in (1, 0))
+        part = film[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        quarters = int(torch.randint(4, (1,)))
+        part = torch.rot90(part, quarters)
+        part = part[: part.shape[0] - int(part.shape[0] * float(torch.empty(1).uniform_(*cut)))]
+        part = torch.rot90(part, -quarters)
+        pixels = part.numpy().astype(np.float32) / 255
+        out[i] = torch.from_numpy(shrunk(pixels, side))
+    return out
 
 
 def _ruined(films: torch.Tensor) -> torch.Tensor:

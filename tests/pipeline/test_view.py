@@ -20,6 +20,7 @@ from worker.runtimes.torch import TorchPredictor
 
 WIDTHS, SIDE = [4, 8], 32
 SURE = {"min_view_film": 0.5, "max_view_inverted": 0.5, "min_view_upright": 0.5, "max_view_lateral": 0.5}
+SURE |= {"max_view_cropped": 0.5}
 
 
 def seeing(folder: Path, logits: dict[str, float] | None, **quality: float) -> Bundle:
@@ -48,6 +49,7 @@ def seeing(folder: Path, logits: dict[str, float] | None, **quality: float) -> B
         ({"film": 9.0, "inverted": 3.0, "turned_0": 9.0}, "inverted", "view_inverted"),
         ({"film": 9.0, "turned_180": 9.0}, "rotated", "view_upright"),
         ({"film": 9.0, "lateral": 3.0, "turned_0": 9.0}, "lateral", "view_lateral"),
+        ({"film": 9.0, "cropped": 3.0, "turned_0": 9.0}, "cropped_lungs", "view_cropped"),
     ],
 )
 def test_each_wrong_view_has_a_code_a_value_and_a_limit(

@@ -106,6 +106,21 @@ def test_turning_and_inverting_are_numpys_and_leave_the_surroundings_black() -> 
     torch.testing.assert_close(negative[0][inside], 1 + 1 / 255 - four[0][inside])
 
 
+def test_a_cropped_film_lacks_one_end_and_stands_in_the_middle() -> None:
+    torch.manual_seed(0)
+    wide = np.linspace(0.2, 1, 60, dtype=np.float32)[None].repeat(60, axis=0)  # brighter from left to right
+    films = torch.from_numpy(view_batches.shrunk(wide, 80))[None].repeat(20, 1, 1)
+    cut = view_batches._cropped(films, [0.5, 0.5])
+    inside = cut > 0
+    shapes = {(int(one.any(dim=1).sum()), int(one.any(dim=0).sum())) for one in inside}
+    assert shapes <= {(40, 80), (41, 80), (80, 40), (80, 41)}
+    assert all(abs(int(one[:40].sum()) - int(one[40:].sum())) <= 80 for one in inside)
+    means = sorted(float(one[20:60, 20:60].float().mean()) / 255 for one in cut)
+    assert means[0] == pytest.approx(0.4, abs=0.03)  # without its right end
+    assert means[-1] == pytest.approx(0.8, abs=0.03)  # without its left end
+    assert any(abs(mean - 0.6) < 0.03 for mean in means)  # without its upper or lower end
+
+
 def test_ruined_films_are_other_pictures() -> None:
     torch.manual_seed(0)
     films = torch.stack([torch.from_numpy(view_batches.shrunk(chest(s) / np.float32(255), 80)) for s in range(8)])

@@ -38,7 +38,7 @@ class Predictor(Segmenter, Protocol):
     runtime: RuntimeView
 
     def view(self, tensors: np.ndarray) -> np.ndarray:
-        """Logits float32 [N, 7] of the view network for standardised images float32 [N, 1, S, S], if there is one."""
+        """Logits float32 [N, 8] of the view network for standardised images float32 [N, 1, S, S], if there is one."""
 
     def classify(self, tensors: np.ndarray) -> Outputs:
         """The outputs of every classifier for masked lungs float32 [N, 1, 224, 224]."""

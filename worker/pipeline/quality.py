@@ -39,6 +39,7 @@ VIEW_CHECKS = (
     Check("view_inverted", "inverted", "how much black and white look exchanged"),
     Check("view_upright", "rotated", "how sure it is that the patient stands upright in the image"),
     Check("view_lateral", "lateral", "how much the film looks like one taken from the side"),
+    Check("view_cropped", "cropped_lungs", "how much the film looks as if it ended within the lungs"),
 )
 LUNGS_CHECKS = (
     Check("lungs_area", "no_lungs", "the share of the image that is lung", "not_a_radiograph"),

@@ -34,7 +34,7 @@ class OpenVINOPredictor:
         return np.concatenate([_infer(self._lungs, image)[0] for image in tensors[:, None]])
 
     def view(self, tensors: np.ndarray) -> np.ndarray:
-        """Logits float32 [N, 7] of float32 [N, 1, S, S]; BundleError where the bundle has no view network."""
+        """Logits float32 [N, 8] of float32 [N, 1, S, S]; BundleError where the bundle has no view network."""
         if self._view is None:
             raise BundleError("this bundle has no view network")
         return np.concatenate([_infer(self._view, image)[0] for image in tensors[:, None]])

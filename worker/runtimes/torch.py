@@ -39,7 +39,7 @@ class TorchPredictor:
             return _array(torch.sigmoid(self._unet(images).float())[:, 0])
 
     def view(self, tensors: np.ndarray) -> np.ndarray:
-        """Logits float32 [N, 7] of float32 [N, 1, S, S]; BundleError where the bundle has no view network."""
+        """Logits float32 [N, 8] of float32 [N, 1, S, S]; BundleError where the bundle has no view network."""
         if self._view is None:
             raise BundleError("this bundle has no view network")
         with self._running(tensors) as images:
