@@ -49,7 +49,8 @@ def draft(items: list[Item], runs: Path, configs: Path, names: list[str], *, nam
         preprocessing=Preprocessing.model_validate({}),
         calibration=Calibration(),
         quality={},
-        training_data=_story(items, runs, configs, names),
+        training_data=_story(items, runs, configs, names)
+        | ({"view": train_view.story(configs / "view.toml", view)} if view.is_file() else {}),
         intended_use=INTENDED_USE,
         licence=LICENCE,
         created_at=datetime.now(UTC).replace(microsecond=0),

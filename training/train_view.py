@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ def train(items: list[Item], root: Path, config_path: Path, out: Path, *, others
     config = tomllib.loads(config_path.read_text(encoding="utf-8"))
     torch.manual_seed(config["seed"])
     pool = view_batches.pool([i for i in items if i.split == "train"], root, others, config)
+    _tell(pool, out / "view.json")
     stop = view_batches.pool([i for i in items if i.split == "stop"], root, None, config)
     model = networks.View(config["widths"], config["input_size"], len(OUTPUTS))
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs omit it
@@ -44,6 +46,12 @@ def train(items: list[Item], root: Path, config_path: Path, out: Path, *, others
         networks.save(model, out / "view.safetensors")
         store(state, out / "view.ckpt", epoch + 1)
     return out / "view.safetensors"
+
+
+def story(config_path: Path, weights: Path) -> dict[str, Any]:
+    """By which configuration, and from how many films, films from the side and strangers these weights were trained."""
+    pictures = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
+    return {"config": tomllib.loads(config_path.read_text(encoding="utf-8")), "pictures": pictures}
 
 
 def view_network(config_path: Path, weights: Path) -> ViewNetwork:
@@ -76,6 +84,12 @@ def shares_right(model: torch.nn.Module, batch: Batch) -> dict[str, float]:
         "turn": (said[:, -4:].argmax(dim=1) == batch.turn)[film],
     }
     return {name: round(float(hits.float().mean()), 4) for name, hits in found.items()}
+
+
+def _tell(pool: view_batches.Pool, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    counts = {name: len(pictures) for name, pictures in vars(pool).items()}
+    path.write_text(json.dumps(counts), encoding="utf-8")
 
 
 def _epoch(parts: dict[str, Any], pool: view_batches.Pool, config: dict[str, Any], title: str) -> float:

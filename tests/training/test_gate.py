@@ -155,12 +155,15 @@ def viewed(data: Path, view_config: Path, tmp_path_factory: pytest.TempPathFacto
     return bundles.write(folder, made.manifest.model_copy(update={"view": entry}))
 
 
-def test_a_short_training_already_tells_the_turn_of_new_films(viewed: Bundle) -> None:
+def test_a_short_training_already_tells_the_turn_of_new_films(viewed: Bundle, view_config: Path) -> None:
     predictor = TorchPredictor(viewed, threads=1)
     pixels = [chest(1000 + seed, (200, 180)).astype(np.float32) / 255 for seed in range(8)]
     said = [view.measure(np.rot90(p, k), predictor, viewed.manifest.view) for p in pixels for k in range(4)]
     turns = np.array([values["view_turned_deg"] for values in said]).reshape(8, 4)
     assert (turns == [0, 90, 180, 270]).mean() > 0.7
+    counts = train_view.story(view_config, viewed.root / "view.safetensors")["pictures"]
+    assert (counts["films"], counts["laterals"]) == (20, 0)
+    assert counts["strangers"] == 6 * len(drawn.TUNED) + 3 * 4
     noise = view.measure(RNG.random((200, 180)).astype(np.float32), predictor, viewed.manifest.view)
     assert noise["view_film"] < np.mean([values["view_film"] for values in said])
 
