@@ -170,6 +170,9 @@ def test_heat_that_follows_the_film_lies_worse_over_other_films() -> None:
     found = audit_cam._lifts(masks, masks, np.zeros(3, dtype=int), CLASSES)["all"]
     assert found["lift"] == pytest.approx(7)
     assert found["shuffled_lift"] == pytest.approx(0)
+    masks[2] = 1
+    even = audit_cam._lifts(np.ones_like(masks), masks, np.zeros(3, dtype=int), CLASSES)["all"]
+    assert even["lift"] == even["shuffled_lift"] == pytest.approx(1)
 
 
 # ---------------------------------------------------------------- probe
@@ -196,6 +199,22 @@ def test_a_probe_finds_the_hospital_where_the_features_hold_it() -> None:
     lone = audit_probe.probe(alone[:600], [telling[:600]], looks, ["only"])
     assert "not_evaluable" in lone["source"]
     assert set(lone["class"]["probes"]) == {"together"}
+
+
+# ---------------------------------------------------------------- populations
+
+
+def test_a_population_is_judged_by_its_common_classes_and_its_own_guess(tmp_path: Path) -> None:
+    labels = np.array([3] * 60 + [0] + [2] * 40)
+    looks = looks_of(np.zeros((101, 2, 4, 7, 7)), np.ones((101, 56, 56)), labels)
+    people = ["child"] * 61 + ["adult"] * 40
+    films = [replace(f, population=p, source="one") for f, p in zip(looks.items, people, strict=True)]
+    train = [replace(f, id=f"t{f.id}", split="train") for f in films]
+    found = audit.populations(replace(looks, items=films), tiny_bundle(tmp_path), [*films, *train])
+    assert found["child"]["ensemble"]["images"] == 60  # one film of 61 is not a class of children
+    assert set(found["child"]["ensemble"]["recall"]) == {"viral_pneumonia"}
+    # Of all films of the source viral pneumonia is the most frequent; of its adults it is not.
+    assert found["adult"]["source_majority"]["accuracy"] == 1
 
 
 # ---------------------------------------------------------------- the same film in another file
@@ -412,8 +431,18 @@ def test_the_audit_goes_on_where_it_was_interrupted(
     for name in ("logits", "maps", "masks", "sampled", "nothing"):
         np.testing.assert_allclose(getattr(looks, name), getattr(whole, name), atol=1e-3)
     assert len(looks.sampled) == 4
-    # The parts are of the sampled films, in their order: a film's outline is where its tensor is not zero.
-    assert all(part.shape == (4, 3, 4) for part in looks.parts.values())
+
+
+def test_answers_to_parts_stand_beside_those_to_their_films(
+    runs: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, items = tiny_bundle(tmp_path / "bundle"), index.read(runs / "index.csv")
+    monkeypatch.setattr(audit_look, "FILMS_PER_FILE", 3)
+    monkeypatch.setattr(audit_parts, "parts", lambda film, *_: dict.fromkeys(audit_parts.PARTS, film.tensor))
+    looks = audit_look.look(bundle, TorchPredictor(bundle), items, data, runs / "prepared", tmp_path / "out", parts=5)
+    assert len(set(looks.sampled.tolist())) == 5
+    for part in looks.parts.values():
+        np.testing.assert_allclose(part, looks.logits[looks.sampled], atol=1e-3)
 
 
 def test_tensors_of_another_index_are_not_audited(runs: Path, data: Path, tmp_path: Path) -> None:
