@@ -10,9 +10,22 @@ import typer
 
 from shared import bundles
 from shared.bundles import Bundle, Preprocessing
-from training import bundle, calibrate, evaluate, index, prepare, sample, train, train_lungs
+from training import (
+    audit,
+    audit_leave_one_out,
+    bundle,
+    calibrate,
+    evaluate,
+    index,
+    prepare,
+    sample,
+    train,
+    train_lungs,
+    train_view,
+)
 from worker.pipeline.predictor import Predictor
 from worker.runtimes.choose import open_predictor
+from worker.runtimes.torch import TorchPredictor
 
 CONFIGS = Path(__file__).parent / "configs"
 NETWORKS = "resnet50,densenet121,efficientnet_b0"
@@ -22,6 +35,10 @@ app = typer.Typer(help="Train a Hilum bundle, step by step.", no_args_is_help=Tr
 Data = Annotated[Path, typer.Option(help="folder of the data set", envvar="HILUM_TRAIN_DATA", file_okay=False)]
 Runs = Annotated[Path, typer.Option(help="folder of everything that training writes")]
 Runtime = Annotated[str, typer.Option(help="auto, openvino or torch")]
+Stored = Annotated[Path | None, typer.Option("--bundle", help="a bundle; default: the draft in runs")]
+Others = Annotated[
+    Path | None, typer.Option(help="a folder of pictures that are no chest films, KIND/FILE", file_okay=False)
+]
 Threads = Annotated[int, typer.Option(help="cores of this process; 0: all")]
 Configs = Annotated[Path, typer.Option(help="folder of the *.toml configurations")]
 
@@ -55,6 +72,21 @@ def lungs_command(
     for fold in folds or (None, *range(index.FOLDS)):
         out = _lungs_folder(runs, fold)
         typer.echo(train_lungs.train(items, data, configs / "lungs.toml", out, without_fold=fold))
+
+
+@app.command("view")
+def view_command(
+    data: Data,
+    runs: Runs = Path("runs"),
+    configs: Configs = CONFIGS,
+    others: Others = None,
+    threads: Threads = 0,
+) -> None:
+    """Train the view network: whether a picture is a chest film, upright, frontal and not inverted."""
+    if threads:
+        train.use_threads(threads)
+    items = index.read(runs / "index.csv")
+    typer.echo(train_view.train(items, data, configs / "view.toml", runs / "view", others=others))
 
 
 @app.command("prepare")
@@ -97,7 +129,7 @@ def calibrate_command(
     runs: Runs = Path("runs"),
     configs: Configs = CONFIGS,
     name: Annotated[str, typer.Option(help="name of the bundle")] = "hilum-cxr",
-    version: Annotated[str, typer.Option(help="version of the bundle")] = "0.1.0",
+    version: Annotated[str, typer.Option(help="version of the bundle")] = "1.0.0",
     networks: Annotated[str, typer.Option(help="configurations of the ensemble, in its order")] = NETWORKS,
     runtime: Runtime = "auto",
 ) -> None:
@@ -113,15 +145,53 @@ def calibrate_command(
 def evaluate_command(
     data: Data,
     runs: Runs = Path("runs"),
-    stored: Annotated[Path | None, typer.Option("--bundle", help="a bundle; default: the draft in runs")] = None,
+    stored: Stored = None,
     runtime: Runtime = "auto",
+    others: Others = None,
 ) -> None:
-    """Compute every figure of a stored bundle on the test split into its metrics.json."""
+    """Compute every figure of a stored bundle on the test split into its metrics.json and report/."""
     made = bundles.read(stored or runs / "bundle")
     items = index.read(runs / "index.csv")
     predictor = _predictor(made, runs, runtime)
-    figures = evaluate.evaluate(made, predictor, items, data, runs / "prepared")
+    known = predictor.runtime
+    reference = None if (known.name, known.precision) == ("torch", "f32") else TorchPredictor(made, precision="f32")
+    figures = evaluate.evaluate(
+        made, predictor, items, data, runs / "prepared", reference=reference, others=others, runs=runs
+    )
     typer.echo(json.dumps(evaluate.summary(figures), indent=1))
+
+
+@app.command("leave-one-out")
+def leave_one_out_command(
+    sources: Annotated[list[str] | None, typer.Argument(help="sources, or `reference`; default: all")] = None,
+    runs: Runs = Path("runs"),
+    configs: Configs = CONFIGS,
+    minutes: Annotated[float, typer.Option(help="of each training; 0: when the work is done")] = 0.0,
+    threads: Threads = 0,
+) -> None:
+    """Train a small network without each source, for `audit` to say what it makes of that source's films."""
+    items = index.read(runs / "index.csv")
+    if threads:
+        train.use_threads(threads)
+    found = audit_leave_one_out.leave_one_out(
+        items, runs / "prepared", configs / "leave-one-out.toml", index.classes(items), runs / audit.LEAVE_ONE_OUT,
+        minutes=minutes, sources=sources or (),
+    )  # fmt: skip
+    typer.echo(json.dumps(found, indent=1))
+
+
+@app.command("audit")
+def audit_command(
+    data: Data,
+    runs: Runs = Path("runs"),
+    stored: Stored = None,
+    runtime: Runtime = "auto",
+) -> None:
+    """Ask of a stored bundle whether it reads lungs, into its audit.json."""
+    made = bundles.read(stored or runs / "bundle")
+    items = index.read(runs / "index.csv")
+    found = audit.audit(made, _predictor(made, runs, runtime), items, data, runs / "prepared", runs)
+    typer.echo("\n\n".join(found["explained"].values()))
 
 
 @app.command("bundle")

@@ -14,7 +14,7 @@ from typing import Any
 from shared import bundles
 from shared.bundles import Bundle, Calibration, Manifest, Network, Preprocessing
 from shared.errors import BundleError
-from training import card, evaluate, index, prepare, train_view
+from training import audit, card, evaluate, index, prepare, starts, train_view
 from training.index import Item
 
 INTENDED_USE = (
@@ -59,25 +59,35 @@ def draft(items: list[Item], runs: Path, configs: Path, names: list[str], *, nam
 
 
 def release(made: Bundle, folder: Path) -> Bundle:
-    """The calibrated and evaluated draft in `folder`/<name>/<version>, its figures' summary in the manifest."""
-    path = made.root / evaluate.METRICS
-    if not path.is_file() or not made.manifest.calibration.quantiles or not made.manifest.quality:
-        raise BundleError("calibrate and evaluate the draft before its release")
-    figures = json.loads(path.read_text(encoding="utf-8"))
-    if figures["weights"] != {w.file: w.sha256 for w in made.manifest.files}:
-        raise BundleError("metrics.json is of other weights")
+    """The finished draft in `folder`/<name>/<version>: weights, figures, report, card; BundleError where one lacks."""
+    if not made.manifest.calibration.quantiles or not made.manifest.quality:
+        raise BundleError("calibrate the draft before its release")
+    figures, audited = _of_these_weights(made, evaluate.METRICS), _of_these_weights(made, audit.AUDIT)
     target = folder / made.manifest.name / made.manifest.version
     target.mkdir(parents=True, exist_ok=True)
     for weights in made.manifest.files:
         shutil.copyfile(made.path(weights), target / weights.file)
-    shutil.copyfile(path, target / path.name)
+    for name in (evaluate.METRICS, audit.AUDIT):
+        shutil.copyfile(made.root / name, target / name)
+    shutil.copytree(made.root / evaluate.REPORT, target / evaluate.REPORT, dirs_exist_ok=True)
     shutil.copyfile(LICENCE_FILE, target / "LICENCE.txt")
     released = bundles.write(target, made.manifest.model_copy(update={"metrics": evaluate.summary(figures)}))
-    (target / CARD).write_text(card.card(released.manifest, figures), encoding="utf-8")
-    size = sum(file.stat().st_size for file in target.iterdir())
+    (target / CARD).write_text(card.card(released.manifest, figures, audited), encoding="utf-8")
+    size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     if size > LARGEST_BYTES:
         raise BundleError(f"the bundle has {size} bytes, more than {LARGEST_BYTES}")
     return released
+
+
+def _of_these_weights(made: Bundle, name: str) -> dict[str, Any]:
+    """The figures in a file of the draft; BundleError where there are none, or they are of other weights."""
+    path = made.root / name
+    if not path.is_file():
+        raise BundleError(f"{name} is missing: evaluate and audit the draft before its release")
+    figures = json.loads(path.read_text(encoding="utf-8"))
+    if figures["weights"] != {w.file: w.sha256 for w in made.manifest.files}:
+        raise BundleError(f"{name} is of other weights")
+    return figures
 
 
 def _network(name: str, runs: Path, configs: Path, root: Path) -> Network:
@@ -91,12 +101,14 @@ def _network(name: str, runs: Path, configs: Path, root: Path) -> Network:
 def _story(items: list[Item], runs: Path, configs: Path, names: list[str]) -> dict[str, Any]:
     """From which images and by which training the weights came."""
     splits = Counter(f"{item.split}/{item.label}" for item in items)
+    settings = {n: tomllib.loads((configs / f"{n}.toml").read_text(encoding="utf-8")) for n in ("lungs", *names)}
     return {
         "fingerprint": index.fingerprint(items),
         "images": dict(sorted(splits.items())),
         "sources": dict(Counter(item.source for item in items if item.split in ("train", "stop"))),
         "licences": _licences(items),
-        "configs": {n: tomllib.loads((configs / f"{n}.toml").read_text(encoding="utf-8")) for n in ("lungs", *names)},
+        "starts": {n: starts.told(settings[n]) for n in names},
+        "configs": settings,
         "trained": {n: _rounds(runs / n / f"{n}.csv") for n in names},
     }
 

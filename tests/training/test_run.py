@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from shared import bundles
 from shared.errors import BundleError, Misconfigured
 from tests.training.conftest import NAMES
-from training import bundle, index, prepare, scoring, starts, train
+from training import bundle, index, prepare, report, scoring, starts, train
 from training import data as batches
 from training.answers import Answer, table
 from training.run import Run, begin
@@ -126,7 +127,7 @@ def test_every_figure_comes_from_the_stored_files(drafted: Path) -> None:
     assert set(figures["baselines"]) == {"majority", "source_majority", "silhouette"}
     assert figures["baselines"]["majority"]["accuracy"] == 0.25
     assert np.sum(figures["ensemble"]["confusion"]) == figures["ensemble"]["images"]
-    assert figures["strangers"]["drawn/noise"]["refused"] == 1
+    assert figures["strangers"]["tuned/noise"]["refused"] == 12
     assert made.manifest.calibration.temperature != 1
     assert set(made.manifest.calibration.quantiles) == set(made.manifest.classes)
 
@@ -135,7 +136,7 @@ def test_the_release_serves_and_says_what_the_draft_said(
     drafted: Path, runs: Path, data: Path, tmp_path: Path, hilum_train: Callable[..., str]
 ) -> None:
     said = hilum_train("bundle", "--runs", runs, "--out", tmp_path)
-    root = tmp_path / "drawn" / "0.1.0"
+    root = tmp_path / "drawn" / "1.0.0"
     assert str(root) in said.replace("\n", "")
     released, draft = bundles.read(root), bundles.read(drafted)
     figures = json.loads((root / "metrics.json").read_text(encoding="utf-8"))
@@ -143,7 +144,12 @@ def test_the_release_serves_and_says_what_the_draft_said(
     assert "esearch" in released.manifest.licence
     assert (root / "LICENCE.txt").is_file()
     card = (root / "model-card.md").read_text(encoding="utf-8")
-    assert f"| ensemble | {figures['ensemble']['accuracy']:.3f} | {figures['ensemble']['macro_f1']:.3f} |" in card
+    shown = [report.with_interval(figures["ensemble"], key) for key in ("accuracy", "balanced_accuracy", "macro_f1")]
+    assert "| ensemble | " + " | ".join(shown) + " |" in card
+    assert "random weights; beside the labels it learned the answers of first" in card
+    assert "CC0" in card
+    assert json.loads((root / "audit.json").read_text(encoding="utf-8"))["explained"]["parts"] in card
+    assert (root / "report" / "report.html").is_file()
     assert released.manifest.training_data["fingerprint"] in card
     film = (data / index.read(runs / "index.csv")[0].image).read_bytes()
     one = analyze(film, TorchPredictor(released), released).analysis
@@ -154,7 +160,10 @@ def test_the_release_serves_and_says_what_the_draft_said(
 def test_a_draft_that_was_not_evaluated_is_not_released(drafted: Path, tmp_path: Path) -> None:
     made = bundles.read(drafted)
     bare = bundles.Bundle(root=tmp_path, manifest=made.manifest, sha256=made.sha256)
-    with pytest.raises(BundleError, match="evaluate"):
+    with pytest.raises(BundleError, match=r"metrics.json is missing"):
+        bundle.release(bare, tmp_path / "out")
+    (tmp_path / "metrics.json").write_bytes((drafted / "metrics.json").read_bytes())
+    with pytest.raises(BundleError, match=r"audit.json is missing"):
         bundle.release(bare, tmp_path / "out")
     figures = json.loads((drafted / "metrics.json").read_text(encoding="utf-8"))
     figures["weights"]["first.safetensors"] = "0" * 64
@@ -165,8 +174,7 @@ def test_a_draft_that_was_not_evaluated_is_not_released(drafted: Path, tmp_path:
 
 def test_a_head_of_another_shape_does_not_load(drafted: Path, tmp_path: Path) -> None:
     made = bundles.read(drafted)
-    for file in drafted.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(drafted, tmp_path, dirs_exist_ok=True)
     network = made.manifest.networks[0]
     state = load_file(tmp_path / network.file)
     for wrong in (
