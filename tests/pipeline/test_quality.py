@@ -86,6 +86,13 @@ def test_an_image_that_is_all_lung_has_lungs_but_is_no_film() -> None:
     assert (caught.value.code, caught.value.threshold) == ("not_a_radiograph", 0.6)
 
 
+def test_lungs_of_one_gray_are_not_judged() -> None:
+    flat = np.where(two_lungs().mask, 0.2, NOISE)
+    with pytest.raises(Rejected) as caught:
+        quality.check_lungs(film(flat), two_lungs(), {"min_lungs_contrast": 0.03})
+    assert (caught.value.code, caught.value.value) == ("low_contrast", 0)
+
+
 def test_lungs_that_the_edge_cuts_are_cropped() -> None:
     whole = two_lungs()
     cut = Lungs(whole.mask[:, 50:].copy(), (0, 0, 9, 9))

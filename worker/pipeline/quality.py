@@ -48,6 +48,7 @@ LUNGS_CHECKS = (
     Check("lungs_symmetry", "not_a_radiograph", "how much the two lungs mirror each other"),
     Check("lungs_upright", "not_a_radiograph", "the height of the lungs over their width"),
     Check("lungs_darkness", "not_a_radiograph", "how much darker the lungs are than what surrounds them"),
+    Check("lungs_contrast", "low_contrast", "the spread of the gray values in the lungs between percentiles 5 and 95"),
     Check("lungs_cropped", "cropped_lungs", "the share of a side of the image that the lungs touch"),
 )
 OOD_CHECKS = (Check("ood_score", "out_of_distribution", "how far the film is from all that the networks learned from"),)
@@ -108,13 +109,15 @@ def measure_lungs(radiograph: Radiograph, lungs: Lungs) -> dict[str, float]:
     half = part.shape[1] // 2
     sides = sorted((float(part[:, :half].sum()), float(part[:, part.shape[1] - half :].sum())))
     mirrored = part[:, ::-1]
+    box = radiograph.pixels[top:bottom, left:right]
     return {
         "lungs_area": float(lungs.mask.mean()),
         "lungs_smaller": sides[0] / max(sides[1], 1.0),
         "lungs_certainty": lungs.certainty,
         "lungs_symmetry": float((part & mirrored).sum() / (part | mirrored).sum()),
         "lungs_upright": part.shape[0] / part.shape[1],
-        "lungs_darkness": _darkness(radiograph.pixels[top:bottom, left:right], part),
+        "lungs_darkness": _darkness(box, part),
+        "lungs_contrast": _spread(box[part]),
         "lungs_cropped": max(float(side.mean()) for side in _sides(lungs.mask)),
     }
 
@@ -147,6 +150,12 @@ def _roughness(values: np.ndarray) -> float:
     """Deviation of what a small blur takes away over that of the image: noise is rough, a chest is smooth."""
     fine = values - ndimage.gaussian_filter(values, 1.5)
     return float(fine.std() / max(float(values.std()), 1e-6))
+
+
+def _spread(values: np.ndarray) -> float:
+    """Percentile 95 minus percentile 5 of values [N], of every so many where there are many."""
+    dark, bright = np.percentile(values[:: max(len(values) // LOOK**2, 1)], (5, 95))
+    return float(bright - dark)
 
 
 def _darkness(pixels: np.ndarray, mask: np.ndarray) -> float:

@@ -26,7 +26,7 @@ def load(bundle: Bundle) -> tuple[Gaussians, ...]:
 
 
 def _checked(arrays: dict[str, np.ndarray], file: str) -> Gaussians:
-    one = Gaussians(**arrays)
+    one = Gaussians(**{part: array.astype(np.float32) for part, array in arrays.items()})
     fits = one.axes.ndim == one.centres.ndim == 2 and one.mean.shape == one.axes.shape[1:]
     if not fits or one.centres.shape[1] != len(one.axes) or not all(np.isfinite(x).all() for x in arrays.values()):
         raise BundleError(f"{file} holds arrays that do not fit each other")
