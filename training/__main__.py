@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,7 @@ from training import (
     index,
     prepare,
     sample,
+    screen,
     train,
     train_lungs,
     train_view,
@@ -49,10 +51,14 @@ def index_command(
     runs: Runs = Path("runs"),
     more: Annotated[list[Path] | None, typer.Option(help="further folders, for training only", file_okay=False)] = None,
 ) -> None:
-    """List the images with their classes, groups and splits."""
-    items = index.build(data, more or ())
+    """List the images with their classes, groups and splits; leave out copies across splits and what is unreadable."""
+    items, found = screen.screen(index.build(data, more or ()), data, runs / "thumbnails.npz")
     index.write(items, runs / "index.csv")
+    screen.write(found, runs / "left-out.csv")
+    (runs / "index-report.md").write_text(screen.report(items, found), encoding="utf-8")
     typer.echo(f"{len(items)} images, fingerprint {index.fingerprint(items)[:12]}")
+    for reason, count in sorted(Counter(f.reason for f in found if f.left_out).items()):
+        typer.echo(f"left out: {count} ({reason})")
 
 
 @app.command("lungs")

@@ -122,12 +122,13 @@ def _population(said: str) -> str:
 
 def _item(root: Path, row: dict[str, str], population: str) -> Item:
     mask = f"masks/{row['class']}/{row['id']}.png"
+    group = row["patient_id"] or row["sha256"]
     return Item(
         id=row["id"],
         label=CLASSES.get(row["class"], OTHER),
         source=row["source"],
-        group=row["patient_id"],
-        split=_stopped(row["split"], row["patient_id"]),
+        group=group,
+        split=_stopped(row["split"], group),
         mask_kind=row["mask_kind"],
         image=f"images/{row['class']}/{row['id']}.jpg",
         mask=mask if (root / mask).is_file() else "",
@@ -150,7 +151,7 @@ def _from_folders(root: Path) -> list[Item]:
                     label=label,
                     source="covid19-radiography-database",
                     group=digest,
-                    split=_stopped(_drawn(digest), digest),
+                    split=drawn(digest),
                     mask_kind="database" if (root / mask).is_file() else "none",
                     image=str(Path(name) / "images" / path.name),
                     mask=str(mask) if (root / mask).is_file() else "",
@@ -158,6 +159,11 @@ def _from_folders(root: Path) -> list[Item]:
                 )
             )
     return items
+
+
+def drawn(group: str) -> str:
+    """The split of a group where the data set names none: train, stop, val or test by its hash, 63/7/10/20."""
+    return _stopped(_drawn(group), group)
 
 
 def _drawn(group: str) -> str:
