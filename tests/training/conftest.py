@@ -53,6 +53,18 @@ def configs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }.items():  # fmt: skip
             text = re.sub(rf"(?m)^{key} = .*$", f"{key} = {value}", text)
         (folder / f"{name}.toml").write_text(text, encoding="utf-8")
+    (folder / "leave-one-out.toml").write_text((folder / "first.toml").read_text(encoding="utf-8"), encoding="utf-8")
+    view = (command.CONFIGS / "view.toml").read_text(encoding="utf-8")
+    for key, value in {
+        "widths": "[4, 4]",
+        "epochs": 1,
+        "steps": 2,
+        "batch_size": 8,
+        "each": 2,
+        "photographs": 2,
+    }.items():
+        view = re.sub(rf"(?m)^{key} = (\[.*?\]|\S+)", f"{key} = {value}", view)
+    (folder / "view.toml").write_text(view, encoding="utf-8")
     lungs = (command.CONFIGS / "lungs.toml").read_text(encoding="utf-8")
     lungs = re.sub(r"(?m)^widths = .*$", "widths = [4, 8]", lungs)
     lungs = re.sub(r"(?m)^epochs = .*$", "epochs = 1", lungs)

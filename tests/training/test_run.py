@@ -210,3 +210,16 @@ def test_draws_are_balanced_by_class_and_tempered_by_source(runs: Path) -> None:
 
 def data_weights(items: list[index.Item], power: float) -> list[float]:
     return batches.balanced(items, power).tolist()
+
+
+def test_the_view_and_the_sources_left_out_have_commands(
+    runs: Path, data: Path, configs: Path, tmp_path: Path, hilum_train: Callable[..., str]
+) -> None:
+    for name in ("index.csv", "prepared"):
+        (tmp_path / name).symlink_to(runs / name)
+    common = ("--runs", tmp_path, "--configs", configs)
+    hilum_train("view", "--data", data, *common)
+    assert (tmp_path / "view" / "view.safetensors").is_file()
+    said = hilum_train("leave-one-out", "one", *common)
+    assert json.loads(said[said.index("{") :])["sources"]["one"]["without"]
+    assert (tmp_path / "leave-one-out" / "one.json").is_file()
