@@ -53,6 +53,7 @@ def index_command(
 ) -> None:
     """List the images with their classes, groups and splits; leave out copies across splits and what is unreadable."""
     items, found = screen.screen(index.build(data, more or ()), data, runs / "thumbnails.npz")
+    found = [*screen.overlooked([data, *(more or ())]), *found]
     index.write(items, runs / "index.csv")
     screen.write(found, runs / "left-out.csv")
     (runs / "index-report.md").write_text(screen.report(items, found), encoding="utf-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -65,7 +66,21 @@ def _from_folder(root: Path) -> list[Item]:
 def _moved(item: Item, folder: Path) -> Item:
     """An image of another folder, for training: a tenth of its groups stop there too, as everywhere."""
     paths = {"image": str(folder / item.image), "mask": str(folder / item.mask) if item.mask else ""}
-    return replace(item, split=_stopped("train", item.group), **paths)
+    group = item.id if item.group == item.sha256 else item.group  # no split is drawn for it, with whatever copies
+    return replace(item, group=group, split=_stopped("train", group), **paths)
+
+
+def overlooked(root: Path) -> dict[str, str]:
+    """The folders of a data set without manifest.csv that `build` leaves alone, and why: never silently."""
+    if (root / "manifest.csv").is_file():
+        return {}
+    found = {}
+    for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        if folder.name not in CLASSES:
+            found[folder.name] = f"unknown class, {len(_files(folder / 'images'))} images"
+        elif not _files(folder / "images"):
+            found[folder.name] = "no files in images/"
+    return found
 
 
 def write(items: list[Item], path: Path) -> None:
@@ -121,18 +136,20 @@ def _population(said: str) -> str:
 
 
 def _item(root: Path, row: dict[str, str], population: str) -> Item:
-    mask = f"masks/{row['class']}/{row['id']}.png"
-    group = row["patient_id"] or row["sha256"]
+    """Where the manifest names no split, the patient decides it; unknown too, the file, whose checksum is the group."""
+    image, mask = (f"{kind}/{row['class']}/{row['id']}{end}" for kind, end in (("images", ".jpg"), ("masks", ".png")))
+    digest, split = row.get("sha256") or _checksum(root / image), row.get("split") or ""
+    group = row.get("patient_id") or (row["id"] if split else digest)
     return Item(
         id=row["id"],
         label=CLASSES.get(row["class"], OTHER),
-        source=row["source"],
+        source=row.get("source") or "unknown",
         group=group,
-        split=_stopped(row["split"], group),
-        mask_kind=row["mask_kind"],
-        image=f"images/{row['class']}/{row['id']}.jpg",
+        split=_stopped(split, group) if split else drawn(group),
+        mask_kind=row.get("mask_kind") or "none",
+        image=image,
         mask=mask if (root / mask).is_file() else "",
-        sha256=row["sha256"],
+        sha256=digest,
         population=_population(population),
         licence=row.get("licence", ""),
     )
@@ -140,25 +157,37 @@ def _item(root: Path, row: dict[str, str], population: str) -> Item:
 
 def _from_folders(root: Path) -> list[Item]:
     """No patients are known there: exact copies form a group, and the split is drawn by the group's hash, 70/10/20."""
-    items = []
-    for name, label in CLASSES.items():
-        for path in sorted((root / name / "images").glob("*")):
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            mask = Path(name) / "masks" / path.name
-            items.append(
-                Item(
-                    id=path.stem.replace(" ", "_"),
-                    label=label,
-                    source="covid19-radiography-database",
-                    group=digest,
-                    split=drawn(digest),
-                    mask_kind="database" if (root / mask).is_file() else "none",
-                    image=str(Path(name) / "images" / path.name),
-                    mask=str(mask) if (root / mask).is_file() else "",
-                    sha256=digest,
-                )
-            )
-    return items
+    found = [(label, path) for name, label in CLASSES.items() for path in _files(root / name / "images")]
+    named = Counter(path.stem for _, path in found)
+    masks = {path.with_suffix(""): path for name in CLASSES for path in _files(root / name / "masks")}
+    return [_film(root, label, path, masks.get(path.parents[1] / "masks" / path.stem), named) for label, path in found]
+
+
+def _film(root: Path, label: str, path: Path, mask: Path | None, named: Counter[str]) -> Item:
+    """A name that several classes use, such as 1.png, is told apart by its class."""
+    digest = _checksum(path)
+    name = path.stem if named[path.stem] == 1 else f"{path.parents[1].name}_{path.name}"
+    return Item(
+        id=name.replace(" ", "_"),
+        label=label,
+        source="covid19-radiography-database",
+        group=digest,
+        split=drawn(digest),
+        mask_kind="database",
+        image=path.relative_to(root).as_posix(),
+        mask=mask.relative_to(root).as_posix() if mask else "",
+        sha256=digest,
+    )
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of a folder by name; what an operating system hides there is none of the data set."""
+    return [path for path in sorted(folder.glob("*")) if path.is_file() and not path.name.startswith(".")]
+
+
+def _checksum(path: Path) -> str:
+    """The sha256 of a file; empty where there is none, which `screen` then tells."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 def drawn(group: str) -> str:

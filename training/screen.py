@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
 from shared.errors import Rejected
@@ -17,6 +19,8 @@ from training.index import OTHER, SPLITS, Item
 from worker.pipeline import decode
 
 RANK = {split: rank for rank, split in enumerate(SPLITS)}  # of two copies the one in the lower split leaves
+FITTED = ("train", "stop")
+SQUASHED = 0.03  # two aspect ratios that differ by more are not those of one film
 EMPTY = np.zeros((0, duplicates.SIDE, duplicates.SIDE), np.uint8)
 
 
@@ -31,22 +35,49 @@ class Finding:
     left_out: bool = True
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What is kept of a picture that was read: its thumbnail uint8 [64, 64] and its width over its height."""
+
+    thumbnail: np.ndarray
+    aspect: float
+
+
+Known = dict[str, Seen]
+
+
 def screen(items: Sequence[Item], root: Path, cache: Path) -> tuple[list[Item], list[Finding]]:
     """The items that may stay, in their order, and what was found about the others; thumbnails are kept in `cache`.
 
     Of a film that is in two splits the copy in the lower one (train, stop, val, test in this order) leaves, so that no
     film of a test was trained on. Copies with contradictory labels leave training altogether. Where no patients are
-    known, copies become one group and its split is drawn anew.
+    known, copies become one group and its split is drawn anew. Copies within a split stay, as one group; a mask that
+    cannot be used leaves its image without one.
     """
+    known = _cached(cache)
     items, found = _named_once(items)
-    items, thumbnails, unreadable = _readable(items, root, cache)
+    items, seen, unreadable = _readable(items, root, known)
+    items, maskless = _masked(items, root, seen, known)
+    _keep(known, cache)
     items, astray = _patients_in_one_split(items)
-    kept = {item.id for item in items}
-    pairs = duplicates.find(np.stack([thumbnails[item.id] for item in items]) if items else EMPTY)
+    pairs = duplicates.find(np.stack([seen[item.id].thumbnail for item in items]) if items else EMPTY)
     items = _drawn_together(items, pairs)
     copies = list(_copies(items, pairs))
     gone = {finding.id for finding in copies if finding.left_out}
-    return [item for item in items if item.id in kept - gone], [*found, *unreadable, *astray, *copies]
+    items = [item for item in _grouped(items, pairs, gone) if item.id not in gone]
+    return items, [*_renamed(items), *found, *unreadable, *maskless, *astray, *copies]
+
+
+def overlooked(folders: Iterable[Path]) -> list[Finding]:
+    """The subfolders of these data sets whose images are not in the index at all."""
+    named = [(name, why) for folder in folders for name, why in index.overlooked(folder).items()]
+    return [Finding(name, "folder left alone", detail=why) for name, why in named]
+
+
+def _renamed(items: Iterable[Item]) -> list[Finding]:
+    """The classes that became `other`: by intention, or because a manifest spells one of the four differently."""
+    names = Counter(Path(item.image).parent.name for item in items if item.label == OTHER)
+    return [Finding(name, "class indexed as other", "", f"{n} images", False) for name, n in sorted(names.items())]
 
 
 def write(findings: Iterable[Finding], path: Path) -> None:
@@ -71,33 +102,68 @@ def _named_once(items: Sequence[Item]) -> tuple[list[Item], list[Finding]]:
     return list(kept.values()), found
 
 
-def _readable(items: list[Item], root: Path, cache: Path) -> tuple[list[Item], dict[str, np.ndarray], list[Finding]]:
-    """The images that the worker's own decoder reads, and their thumbnails by id; known ones come from the cache."""
-    known = _cached(cache)
-    thumbnails, kept, found = {}, [], []
+def _readable(items: list[Item], root: Path, known: Known) -> tuple[list[Item], dict[str, Seen], list[Finding]]:
+    """The images that the worker's own decoder reads, and what they look like by id; the known are not read again."""
+    seen, kept, found = {}, [], []
     for item in tqdm(items, "reading", mininterval=10):
         try:
-            path = root / item.image
-            key = f"{item.id}:{item.sha256}:{path.stat().st_size}"
-            if key not in known:
-                known[key] = duplicates.thumbnail(decode.decode(path.read_bytes()).pixels)
+            seen[item.id] = _seen(root / item.image, f"{item.id}:{item.sha256}", known)
         except FileNotFoundError:
             found.append(Finding(item.id, "missing file", detail=item.image))
         except Rejected as error:
             found.append(Finding(item.id, "unreadable", detail=error.code))
         else:
-            thumbnails[item.id] = known[key]
             kept.append(item)
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(cache, keys=np.array(list(known)), thumbnails=np.stack(list(known.values())) if known else EMPTY)
-    return kept, thumbnails, found
+    return kept, seen, found
 
 
-def _cached(cache: Path) -> dict[str, np.ndarray]:
+def _masked(items: list[Item], root: Path, seen: dict[str, Seen], known: Known) -> tuple[list[Item], list[Finding]]:
+    """The items without the masks that would teach the lungs network nothing, or something wrong."""
+    kept, found = [], []
+    for item in tqdm(items, "reading masks", mininterval=10):
+        problem = _problem(item, root, seen[item.id], known)
+        if problem:
+            found.append(Finding(item.id, problem, detail=item.mask or item.mask_kind, left_out=False))
+            item = replace(item, mask="", mask_kind="none")
+        kept.append(item)
+    return kept, found
+
+
+def _problem(item: Item, root: Path, film: Seen, known: Known) -> str:
+    """What is wrong with the mask of an item; another size than its film's is fine, another shape is not."""
+    if not item.mask:
+        return "" if item.mask_kind == "none" else "mask missing"
+    try:
+        mask = _seen(root / item.mask, item.mask, known)
+    except (FileNotFoundError, Rejected):
+        return "mask unreadable"
+    if not mask.thumbnail.any():
+        return "mask empty"
+    return "" if abs(mask.aspect / film.aspect - 1) < SQUASHED else "mask of another shape"
+
+
+def _seen(path: Path, name: str, known: Known) -> Seen:
+    key = f"{name}:{path.stat().st_size}"
+    if key not in known:
+        pixels = decode.decode(path.read_bytes()).pixels
+        known[key] = Seen(duplicates.thumbnail(pixels), pixels.shape[1] / pixels.shape[0])
+    return known[key]
+
+
+def _cached(cache: Path) -> Known:
     if not cache.is_file():
         return {}
     with np.load(cache) as stored:
-        return dict(zip(stored["keys"].tolist(), stored["thumbnails"], strict=True))
+        if "aspects" not in stored:
+            return {}
+        rows = zip(stored["keys"].tolist(), stored["thumbnails"], stored["aspects"].tolist(), strict=True)
+        return {key: Seen(thumbnail, aspect) for key, thumbnail, aspect in rows}
+
+
+def _keep(known: Known, cache: Path) -> None:
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    thumbnails = np.stack([seen.thumbnail for seen in known.values()]) if known else EMPTY
+    np.savez(cache, keys=np.array(list(known)), thumbnails=thumbnails, aspects=[s.aspect for s in known.values()])
 
 
 def _patients_in_one_split(items: list[Item]) -> tuple[list[Item], list[Finding]]:
@@ -116,22 +182,30 @@ def _patients_in_one_split(items: list[Item]) -> tuple[list[Item], list[Finding]
 
 def _drawn_together(items: list[Item], pairs: Sequence[duplicates.Pair]) -> list[Item]:
     """Copies of images without a known patient (their group is their own checksum) as one group in one split."""
-    parent = list(range(len(items)))
-
-    def top(i: int) -> int:
-        while parent[i] != i:
-            i = parent[i]
-        return i
-
-    for pair in pairs:
-        if all(items[i].group == items[i].sha256 for i in (pair.first, pair.second)):
-            one, other = sorted((top(pair.first), top(pair.second)))
-            parent[other] = one
-    groups = [items[top(i)].group for i in range(len(items))]
+    unknown = {item.group for item in items if item.group == item.sha256}
+    names = _joined(items, [p for p in pairs if {items[p.first].group, items[p.second].group} <= unknown])
+    moved = {old: new for old, new in names.items() if old != new}
     return [
-        item if item.group == group else replace(item, group=group, split=index.drawn(group))
-        for item, group in zip(items, groups, strict=True)
+        replace(item, group=moved[item.group], split=index.drawn(moved[item.group])) if item.group in moved else item
+        for item in items
     ]
+
+
+def _grouped(items: list[Item], pairs: Sequence[duplicates.Pair], gone: set[str]) -> list[Item]:
+    """The patients of copies that stay as one group, so that they stay together in folds and resamples too."""
+    names = _joined(items, [p for p in pairs if not {items[p.first].id, items[p.second].id} & gone])
+    return [replace(item, group=names.get(item.group, item.group)) for item in items]
+
+
+def _joined(items: list[Item], pairs: Sequence[duplicates.Pair]) -> dict[str, str]:
+    """One name for all groups that pairs connect, the first in the alphabet, by each of them."""
+    groups = sorted({items[i].group for pair in pairs for i in (pair.first, pair.second)})
+    place = {group: n for n, group in enumerate(groups)}
+    edges = np.array([[place[items[p.first].group], place[items[p.second].group]] for p in pairs], int).reshape(-1, 2)
+    graph = coo_array((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(len(groups), len(groups)))
+    parts = connected_components(graph, directed=False)[1] if groups else []
+    first = {part: group for part, group in reversed(list(zip(parts, groups, strict=True)))}
+    return {group: first[part] for group, part in zip(groups, parts, strict=True)}
 
 
 def _copies(items: list[Item], pairs: Sequence[duplicates.Pair]) -> Iterable[Finding]:
@@ -141,9 +215,9 @@ def _copies(items: list[Item], pairs: Sequence[duplicates.Pair]) -> Iterable[Fin
         alike = f"likeness {pair.likeness:.3f}"
         if OTHER not in (low.label, high.label) and low.label != high.label:
             detail = f"{low.label} in {low.split}, {high.label} in {high.split}, {alike}"
-            yield Finding(low.id, "copies with contradictory labels", high.id, detail)
-            if RANK[high.split] <= RANK["stop"]:
-                yield Finding(high.id, "copies with contradictory labels", low.id, detail)
+            for one, other in ((low, high), (high, low)):
+                leaves = one.split != "test" and (one.split in FITTED or RANK[one.split] <= RANK[other.split])
+                yield Finding(one.id, "copies with contradictory labels", other.id, detail, leaves)
         elif low.split != high.split:
             yield Finding(low.id, "copy across splits", high.id, f"{low.split}, {high.split}, {alike}")
         else:

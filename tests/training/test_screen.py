@@ -73,12 +73,46 @@ def test_copies_with_contradictory_labels_leave_training_and_are_told(pack: tupl
     assert {f.reason for f in found} == {"copies with contradictory labels"}
 
 
-def test_a_copy_within_a_split_stays_and_is_told(pack: tuple[Path, list[Item]]) -> None:
+def test_contradictory_labels_in_the_test_are_told_and_stay(pack: tuple[Path, list[Item]]) -> None:
     root, items = pack
-    copy = replace(items[1], id="copy", image=again(root, 1, "copy.jpg"))
-    kept, found = screen.screen([*items, copy], root, root / "cache.npz")
+    wrong = replace(items[10], id="wrong", label="lung_opacity", group="someone", image=again(root, 10, "copy.jpg"))
+    kept, found = screen.screen([*items, wrong], root, root / "cache.npz")
     assert len(kept) == 13
+    assert {(f.id, f.reason, f.left_out) for f in found} == {
+        (name, "copies with contradictory labels", False) for name in ("f10", "wrong")
+    }
+
+
+def test_a_copy_within_a_split_stays_is_told_and_shares_the_group(pack: tuple[Path, list[Item]]) -> None:
+    root, items = pack
+    copy = replace(items[1], id="copy", group="someone", image=again(root, 1, "copy.jpg"))
+    also = replace(items[2], id="also", group="someone")  # another film of the patient whose film was copied
+    Image.fromarray(film(60)).save(root / "also.png")
+    kept, found = screen.screen([*items, copy, replace(also, image="also.png")], root, root / "cache.npz")
+    groups = {item.id: item.group for item in kept}
+    assert len(kept) == 14
+    assert groups["f1"] == groups["copy"] == groups["also"] == "patient-1"
+    assert len(set(groups.values())) == 12
     assert [(f.reason, f.left_out) for f in found] == [("copy within a split", False)]
+
+
+def test_a_mask_that_cannot_be_used_is_taken_away_and_told(pack: tuple[Path, list[Item]]) -> None:
+    root, items = pack
+    masks = {"good": (300, 320), "empty": (150, 160), "squashed": (200, 160)}  # a good one of twice the film's size
+    for name, (width, height) in masks.items():
+        Image.new("L", (width, height), 0 if name == "empty" else 255).save(root / f"{name}.png")
+    (root / "broken.png").write_bytes(b"\x89PNG no more")
+    for n, name in enumerate(("good", "empty", "squashed", "broken", "")):
+        items[n] = replace(items[n], mask=name and f"{name}.png", mask_kind="drawn")
+    kept, found = screen.screen(items, root, root / "cache.npz")
+    assert [(item.mask, item.mask_kind) for item in kept if item.mask] == [("good.png", "drawn")]
+    assert [(f.id, f.reason) for f in found if not f.left_out] == [
+        ("f1", "mask empty"),
+        ("f2", "mask of another shape"),
+        ("f3", "mask unreadable"),
+        ("f4", "mask missing"),
+    ]
+    assert len(kept) == 12
 
 
 def test_what_cannot_be_used_leaves_with_its_reason(pack: tuple[Path, list[Item]]) -> None:
@@ -105,6 +139,18 @@ def test_what_cannot_be_used_leaves_with_its_reason(pack: tuple[Path, list[Item]
     assert "one source" not in page
 
 
+def test_a_class_that_is_none_of_the_four_is_told(pack: tuple[Path, list[Item]]) -> None:
+    root, items = pack
+    (root / "Covid").mkdir()
+    (root / "0.png").rename(root / "Covid" / "0.png")
+    items[0] = replace(items[0], label=index.OTHER, image="Covid/0.png")
+    kept, found = screen.screen(items, root, root / "cache.npz")
+    assert kept == items
+    assert [(f.id, f.reason, f.detail, f.left_out) for f in found] == [
+        ("Covid", "class indexed as other", "1 images", False)
+    ]
+
+
 def test_thumbnails_come_from_the_cache(pack: tuple[Path, list[Item]], monkeypatch: pytest.MonkeyPatch) -> None:
     root, items = pack
     first = screen.screen(items, root, root / "cache.npz")
@@ -125,8 +171,10 @@ def test_folders_without_patients_get_one_group_for_copies(tmp_path: Path, hilum
         source = Image.open(root / "COVID" / "images" / f"COVID-{n}.png")
         source.resize((141, 150)).save(root / "COVID" / "images" / f"COVID-again-{n}.png")
     (root / "Normal" / "images" / "broken.png").write_bytes(b"no image")
+    (root / "Tuberculosis" / "images").mkdir(parents=True)
     said = hilum_train("index", "--data", root, "--runs", runs)
     assert "left out: 1 (unreadable)" in said
+    assert "left out: 1 (folder left alone)" in said
     items = {item.id: item for item in index.read(runs / "index.csv")}
     assert len(items) == 32
     for n in range(8):
@@ -134,7 +182,7 @@ def test_folders_without_patients_get_one_group_for_copies(tmp_path: Path, hilum
         assert (one.group, one.split) == (other.group, other.split)
     with (runs / "left-out.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert [r["id"] for r in rows if r["left_out"] == "True"] == ["broken"]
+    assert [r["id"] for r in rows if r["left_out"] == "True"] == ["Tuberculosis", "broken"]
     assert sum(r["reason"] == "copy within a split" for r in rows) == 8
     assert "- Every image of covid19 is from covid19-radiography-database." in (runs / "index-report.md").read_text()
     shutil.rmtree(root)
