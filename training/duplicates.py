@@ -135,7 +135,7 @@ def _whitening(vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     mean = vectors.mean(0)
     centred = (vectors - mean).double()
     values, axes = torch.linalg.eigh(centred.T @ centred / len(vectors))
-    count = max(1, min(COMPONENTS, len(vectors) - 1))
+    count = max(1, min(COMPONENTS, len(vectors) // 4))  # more would blow up what little two copies differ in
     values, axes = values[-count:], axes[:, -count:]
     return (axes / torch.sqrt(values.clamp(min=float(values[-1]) * 1e-4 + 1e-12))).float(), mean
 

@@ -50,6 +50,12 @@ def test_a_copy_is_found_and_nothing_else(films: list[np.ndarray], how: object) 
     assert found[0].likeness > duplicates.LIKENESS
 
 
+def test_every_copy_of_a_small_set_is_found(films: list[np.ndarray]) -> None:
+    copies = [np.asarray(how(films[n]), np.float32) for n, how in enumerate(COPIES.values())]
+    found = duplicates.find(np.stack([duplicates.thumbnail(p) for p in [*films, *copies]]))
+    assert [(pair.first, pair.second) for pair in found] == [(n, 40 + n) for n in range(len(copies))]
+
+
 def test_few_images_are_no_trouble(films: list[np.ndarray]) -> None:
     assert duplicates.find(np.zeros((0, duplicates.SIDE, duplicates.SIDE), np.uint8)) == []
     twice = np.stack([duplicates.thumbnail(films[0])] * 2)
