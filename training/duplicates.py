@@ -162,7 +162,8 @@ def _likeness(fixed: torch.Tensor, moving: torch.Tensor, start: torch.Tensor) ->
     likeness, maps = _aligned(small[0], small[1], start, 8)
     worth = torch.nonzero(likeness >= PROMISING)[:, 0]
     likeness = torch.full_like(likeness, -1.0)
-    likeness[worth], _ = _aligned(fixed[worth], moving[worth], maps[worth], 5)
+    if len(worth):
+        likeness[worth], _ = _aligned(fixed[worth], moving[worth], maps[worth], 5)
     return likeness
 
 

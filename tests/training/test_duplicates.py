@@ -56,7 +56,9 @@ def test_every_copy_of_a_small_set_is_found(films: list[np.ndarray]) -> None:
     assert [(pair.first, pair.second) for pair in found] == [(n, 40 + n) for n in range(len(copies))]
 
 
-def test_few_images_are_no_trouble(films: list[np.ndarray]) -> None:
+def test_few_images_and_films_that_nothing_resembles_are_no_trouble(films: list[np.ndarray]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (3, duplicates.SIDE, duplicates.SIDE)).astype(np.uint8)
+    assert duplicates.find(noise) == []
     assert duplicates.find(np.zeros((0, duplicates.SIDE, duplicates.SIDE), np.uint8)) == []
     twice = np.stack([duplicates.thumbnail(films[0])] * 2)
     assert [(p.first, p.second) for p in duplicates.find(twice)] == [(0, 1)]
