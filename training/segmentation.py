@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from shared.bundles import Bundle
@@ -92,4 +93,11 @@ def _scores(bundle: Bundle, predictor: Predictor, item: Item, root: Path) -> dic
     pixels = decode.decode((root / item.image).read_bytes()).pixels
     true = decode.decode((root / item.mask).read_bytes()).pixels > 0.5
     found = lungs.find(pixels, predictor, bundle.manifest.lungs, bundle.manifest.preprocessing)
-    return compare(found.mask, true)
+    return compare(found.mask, _fitted(true, found.mask.shape))
+
+
+def _fitted(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A mask bool [H, W] at the film's `shape`: the COVID-19 Radiography Database keeps them smaller than its films."""
+    if mask.shape == shape:
+        return mask
+    return np.asarray(Image.fromarray(mask).resize((shape[1], shape[0]), Image.Resampling.NEAREST))

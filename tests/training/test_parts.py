@@ -164,3 +164,12 @@ def test_the_summary_of_lungs_is_that_of_its_films() -> None:
     assert said["below_0.9"] == np.mean([d < 0.9 for d in dice])
     assert said["p05"] < said["median"] < said["p95"]
     assert said["interval"][0] < said["dice"] < said["interval"][1]
+
+
+def test_a_mask_smaller_than_its_film_is_laid_over_it() -> None:
+    rows, columns = np.mgrid[:299, :299]
+    whole = (rows - 150) ** 2 + (columns - 150) ** 2 < 100**2
+    small = whole[np.ix_(np.arange(256) * 299 // 256, np.arange(256) * 299 // 256)]
+    assert small.shape == (256, 256)
+    assert segmentation.compare(whole, segmentation._fitted(small, whole.shape))["dice"] > 0.98
+    assert segmentation._fitted(whole, whole.shape) is whole
