@@ -216,7 +216,7 @@ def _normal(images: torch.Tensor, inside: torch.Tensor) -> tuple[torch.Tensor, t
 def _detail(images: torch.Tensor) -> torch.Tensor:
     """What is left of images [M, S, S] when their surroundings' mean is taken away.
 
-    It is clipped, or the sharp edge of a black border would be all that counts: two films in equal frames are no copies.
+    It is clipped: else the sharp edge of a black border would be all that counts, and two equal frames would be copies.
     """
     width = images.shape[-1] // DETAIL | 1
     rest = images - F.avg_pool2d(images[:, None], width, 1, width // 2, count_include_pad=False)[:, 0]

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 from typer.testing import CliRunner
 
 from tests.builders import chest, tiny_bundle
@@ -119,6 +120,8 @@ def _film(root: Path, folder: str, k: int, n: int, split: str) -> dict[str, obje
     pixels = chest(100 * k + n, (200, 180)).astype(np.int16)
     rows = np.arange(200)[:, None]
     pattern = 14 * np.sin(rows * (0.15, 0.45, 0.9, 0.0)[k]) * (pixels > 60) * (pixels < 130)
+    vessels = ndimage.gaussian_filter(np.random.default_rng(1000 * k + n).normal(size=pixels.shape), 2.5)
+    pattern = pattern + 40 * vessels  # no two people are drawn alike, as the search for copies must see
     name, group = f"{folder.lower()}_{n}", _group(folder, n, split)
     image, mask = root / "images" / folder / f"{name}.jpg", root / "masks" / folder / f"{name}.png"
     for path in (image, mask):
