@@ -125,7 +125,8 @@ def test_every_figure_comes_from_the_stored_files(drafted: Path) -> None:
     assert figures["ensemble"]["images"] + sum(figures["gate"]["codes"].values()) == 8
     assert set(figures["networks"]) == set(NAMES)
     assert set(figures["baselines"]) == {"majority", "source_majority", "silhouette"}
-    assert figures["baselines"]["majority"]["accuracy"] == 0.25
+    shares = np.sum(figures["ensemble"]["confusion"], axis=1) / figures["ensemble"]["images"]
+    assert min(abs(shares - figures["baselines"]["majority"]["accuracy"])) < 1e-4
     assert np.sum(figures["ensemble"]["confusion"]) == figures["ensemble"]["images"]
     assert figures["strangers"]["tuned/noise"]["refused"] == 12
     assert made.manifest.calibration.temperature != 1
