@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tomllib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,9 @@ def calibrate(
     passing = [a for a in asked if a.analysis and not gate.refusal(a.analysis.quality, limits)]
     table = answers.table(draft, passing)
     decided = decide(table, classes, config).model_copy(update={"unusual_ood_score": unusual(table, config)})
-    return bundles.write(draft.root, draft.manifest.model_copy(update={"quality": limits, "calibration": decided}))
+    story = draft.manifest.training_data | {"calibrated_on": dict(Counter(a.item.label for a in table.answers))}
+    update = {"quality": limits, "calibration": decided, "training_data": story}
+    return bundles.write(draft.root, draft.manifest.model_copy(update=update))
 
 
 def unusual(table: Table, config: dict[str, Any]) -> float:

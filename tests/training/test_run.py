@@ -130,6 +130,10 @@ def test_every_figure_comes_from_the_stored_files(drafted: Path) -> None:
     assert np.sum(figures["ensemble"]["confusion"]) == figures["ensemble"]["images"]
     assert figures["strangers"]["tuned/noise"]["refused"] == 12
     assert made.manifest.calibration.temperature != 1
+    counted = made.manifest.training_data["calibrated_on"]
+    assert set(counted) == set(made.manifest.classes)
+    sets = figures["ensemble"]["prediction_set"]["per_class"]
+    assert {name: found["calibration_images"] for name, found in sets.items()} == counted
     assert set(made.manifest.calibration.quantiles) == set(made.manifest.classes)
 
 
