@@ -277,6 +277,14 @@ def whole_service(settings: Settings, broker: Broker) -> Iterator[Service]:
         yield found
 
 
+def is_gone(process: psutil.Process) -> bool:
+    """Whether it has ended; one that nobody has collected yet (PID 1 of a container may take its time) has."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def metric(text: str, name: str, **labels: str) -> float:
     """The value of one series in the text format of Prometheus; 0 when there is none."""
     for line in text.splitlines():

@@ -14,6 +14,7 @@ import pytest
 from api import supervisor
 from api.console import Console, readable
 from api.supervisor import GaveUp, Program
+from tests import servers
 from tests.operator.conftest import until
 
 
@@ -90,7 +91,7 @@ def test_grandchildren_go_with_their_parent(console: Console, out: io.StringIO) 
     child.process.kill()
     child.process.wait()
     supervisor.tend([child], console)
-    assert until(lambda: not grandchild.is_running() or grandchild.status() == psutil.STATUS_ZOMBIE)
+    assert until(lambda: servers.is_gone(grandchild))
 
 
 def test_waiting_for_readiness_ends_when_the_program_does(console: Console) -> None:

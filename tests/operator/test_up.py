@@ -102,7 +102,7 @@ def test_a_child_that_is_killed_starts_again(up: Up, key: str, words: tuple[str,
     # The supervisor holds the socket: a request that comes while the API is away waits for it.
     assert submit(up.url, key, seed=2)["status"] == "succeeded"
     assert until(lambda: up.child(*words) not in (None, victim))
-    assert until(lambda: not any(process.is_running() for process in below))
+    assert until(lambda: all(map(servers.is_gone, below)))
 
 
 def test_the_broker_starts_again_where_the_others_look_for_it(up: Up, key: str) -> None:
@@ -122,7 +122,7 @@ def test_sigterm_leaves_no_process_behind_even_with_a_request_that_waits(up: Up,
         held.join(0.5)
         assert held.is_alive()
         assert up.end() == 0
-    assert not [process for process in family if process.is_running()]
+    assert not [process for process in family if not servers.is_gone(process)]
     assert not (up.home / "up.json").exists()
 
 
@@ -136,7 +136,7 @@ def test_the_next_start_needs_no_key_and_survives_no_kill(up: Up, key: str, star
         assert submit(again.url, one, seed=4)["status"] == "succeeded"
     family = again.family()
     again.end(signal.SIGKILL)
-    assert until(lambda: not any(process.is_running() for process in family)), family
+    assert until(lambda: all(map(servers.is_gone, family))), family
 
 
 @pytest.mark.postgres

@@ -94,7 +94,7 @@ def test_sigterm_ends_a_worker_in_seconds_and_no_row_is_lost(
     assert set(found) <= {"succeeded", "queued"}, found
     assert found["queued"] >= 1
     psutil.wait_procs(tree, timeout=5)
-    assert not [process for process in tree if process.is_running()]
+    assert not [process for process in tree if not servers.is_gone(process)]
     with reading(database) as session:
         assert not session.scalars(select(Job.id).where(Job.losses > 0)).all()
         assert not session.scalars(select(Worker.id)).all()
@@ -149,7 +149,7 @@ def test_a_row_over_its_deadline_ends_its_process_and_no_other(
         for helper in helpers:  # nothing decodes any more, and nobody says so
             helper.suspend()
         stuck = submit(FILM)
-        until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, what="the end of the process")
+        until(lambda: servers.is_gone(child), what="the end of the process")
         for helper in helpers:
             helper.kill()
 
