@@ -55,7 +55,7 @@ def index_command(
     items, found = screen.screen(index.build(data, more or ()), data, runs / "thumbnails.npz")
     found = [*screen.overlooked([data, *(more or ())]), *found]
     index.write(items, runs / "index.csv")
-    screen.write(found, runs / "left-out.csv")
+    screen.write(found, runs / screen.LEFT_OUT)
     (runs / "index-report.md").write_text(screen.report(items, found), encoding="utf-8")
     typer.echo(f"{len(items)} images, fingerprint {index.fingerprint(items)[:12]}")
     for reason, count in sorted(Counter(f.reason for f in found if f.left_out).items()):

@@ -14,7 +14,7 @@ from typing import Any
 from shared import bundles
 from shared.bundles import Bundle, Calibration, Manifest, Network, Preprocessing
 from shared.errors import BundleError
-from training import audit, card, evaluate, index, prepare, starts, train_view
+from training import audit, card, evaluate, index, prepare, screen, starts, train_view
 from training.index import Item
 
 INTENDED_USE = (
@@ -39,6 +39,7 @@ def draft(items: list[Item], runs: Path, configs: Path, names: list[str], *, nam
     view = runs / "view" / "view.safetensors"
     if view.is_file():
         shutil.copyfile(view, root / view.name)
+    _keep(screen.LEFT_OUT, runs, root)
     manifest = Manifest(
         name=name,
         version=version,
@@ -70,6 +71,7 @@ def release(made: Bundle, folder: Path) -> Bundle:
     for name in (evaluate.METRICS, audit.AUDIT):
         shutil.copyfile(made.root / name, target / name)
     shutil.copytree(made.root / evaluate.REPORT, target / evaluate.REPORT, dirs_exist_ok=True)
+    _keep(screen.LEFT_OUT, made.root, target)
     shutil.copyfile(LICENCE_FILE, target / "LICENCE.txt")
     released = bundles.write(target, made.manifest.model_copy(update={"metrics": evaluate.summary(figures)}))
     (target / CARD).write_text(card.card(released.manifest, figures, audited), encoding="utf-8")
@@ -88,6 +90,12 @@ def _of_these_weights(made: Bundle, name: str) -> dict[str, Any]:
     if figures["weights"] != {w.file: w.sha256 for w in made.manifest.files}:
         raise BundleError(f"{name} is of other weights")
     return figures
+
+
+def _keep(name: str, source: Path, target: Path) -> None:
+    """Copy a file that not every training has."""
+    if (source / name).is_file():
+        shutil.copyfile(source / name, target / name)
 
 
 def _network(name: str, runs: Path, configs: Path, root: Path) -> Network:

@@ -20,6 +20,7 @@ from worker.pipeline import decode
 
 RANK = {split: rank for rank, split in enumerate(SPLITS)}  # of two copies the one in the lower split leaves
 FITTED = ("train", "stop")
+LEFT_OUT = "left-out.csv"
 SQUASHED = 0.03  # two aspect ratios that differ by more are not those of one film
 EMPTY = np.zeros((0, duplicates.SIDE, duplicates.SIDE), np.uint8)
 
@@ -248,7 +249,7 @@ def _reasons(findings: Sequence[Finding]) -> list[str]:
     if not counts:
         return ["Nothing."]
     rows = [f"| {reason} | {n} | {'left out' if out else 'kept'} |" for (reason, out), n in sorted(counts.items())]
-    return ["| reason | images | |", "| --- | --- | --- |", *rows, "", "Each of them: `left-out.csv`."]
+    return ["| reason | images | |", "| --- | --- | --- |", *rows, "", f"Each of them: `{LEFT_OUT}`."]
 
 
 def _confounded(items: Sequence[Item]) -> list[str]:

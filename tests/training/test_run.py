@@ -155,6 +155,7 @@ def test_the_release_serves_and_says_what_the_draft_said(
     assert "CC0" in card
     assert json.loads((root / "audit.json").read_text(encoding="utf-8"))["explained"]["parts"] in card
     assert (root / "report" / "report.html").is_file()
+    assert (root / "left-out.csv").read_bytes() == (runs / "left-out.csv").read_bytes()
     assert released.manifest.training_data["fingerprint"] in card
     film = (data / index.read(runs / "index.csv")[0].image).read_bytes()
     one = analyze(film, TorchPredictor(released), released).analysis
