@@ -7,8 +7,9 @@ from typing import Literal
 from alembic import context
 from sqlalchemy import JSON, Connection, create_engine, text
 
+from shared import models  # noqa: F401
+from shared.columns import Base, Moment
 from shared.db import url_of
-from shared.models import Base, Moment
 from shared.settings import Settings
 
 ADVISORY_LOCK = 0x48494C554D  # "HILUM"

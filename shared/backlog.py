@@ -9,8 +9,9 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from shared import ledger, workers
+from shared.columns import Leased
 from shared.db import clock
-from shared.models import Delivery, Explanation, Job, Leased
+from shared.models import Delivery, Explanation, Job
 from shared.queue import ANALYZE, DELIVER, EXPLAIN
 from shared.schemas import Priority, Status
 

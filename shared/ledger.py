@@ -15,9 +15,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, literal_column, select, update
 from sqlalchemy.orm import Session
 
+from shared.columns import Leased
 from shared.db import clock, written
 from shared.errors import LeaseLost
-from shared.models import Leased
 from shared.schemas import Status
 
 SWEEP_AT_ONCE = 500

@@ -2,66 +2,29 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from typing import Any, ClassVar
+from datetime import datetime
+from typing import Any
 
 from sqlalchemy import (
-    JSON,
     BigInteger,
     CheckConstraint,
-    DateTime,
     ForeignKey,
     Index,
-    MetaData,
     String,
     UniqueConstraint,
+    false,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.engine import Dialect
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from sqlalchemy.types import TypeDecorator
+from sqlalchemy.orm import Mapped, mapped_column
 
-from shared.schemas import Status
+from shared.columns import Base, Leased, Owned
 
-NAMES = {
-    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-    "ck": "ck_%(table_name)s_%(constraint_name)s",
-    "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
-    "pk": "pk_%(table_name)s",
-}
-JSON_VALUE = JSON().with_variant(JSONB(), "postgresql")
+LIVE, TEST = "live", "test"
 WAITING = text("status = 'queued'")
 HELD = text("status = 'running'")
-
-
-class Moment(TypeDecorator[datetime]):
-    """A point in time, always aware and in UTC; SQLite keeps no zone, so it is given back here."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        if value is not None and value.tzinfo is None:
-            raise ValueError("a moment without a time zone")
-        return value.astimezone(UTC) if value else None
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-
-
-class Base(DeclarativeBase):
-    """What every table shares: its naming, and how Python's types become columns."""
-
-    metadata = MetaData(naming_convention=NAMES)
-    type_annotation_map: ClassVar[dict[Any, Any]] = {
-        datetime: Moment,
-        dict[str, Any]: JSON_VALUE,
-        list[str]: JSON_VALUE,
-    }
+REHEARSED = text("mode = 'test' AND status IN ('queued', 'running')")
+UNNUMBERED = text("seq IS NULL")
+IN_BATCH = text("batch_id IS NOT NULL")
 
 
 class Tenant(Base):
@@ -71,14 +34,10 @@ class Tenant(Base):
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     name: Mapped[str] = mapped_column(String(128), unique=True)
     created_at: Mapped[datetime]
-
-
-class Owned(Base):
-    """A row that belongs to one tenant."""
-
-    __abstract__ = True
-    id: Mapped[str] = mapped_column(String(32), primary_key=True)
-    tenant_id: Mapped[str] = mapped_column(String(32), ForeignKey("tenants.id"))
+    # null: what the settings say
+    rate_per_minute: Mapped[int | None]  # requests; 0: no limit
+    queued_cap: Mapped[int | None]  # jobs that may wait at a time; 0: no limit
+    retention_days: Mapped[int | None]  # jobs that ended longer ago are purged; 0: never
 
 
 class ApiKey(Owned):
@@ -89,27 +48,11 @@ class ApiKey(Owned):
     prefix: Mapped[str] = mapped_column(String(16))
     digest: Mapped[str] = mapped_column(String(64), unique=True)
     scopes: Mapped[list[str]]
+    mode: Mapped[str] = mapped_column(String(4), default=LIVE, server_default=LIVE)  # a test key makes test jobs
     created_at: Mapped[datetime]
     expires_at: Mapped[datetime | None]
     last_used_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
-
-
-class Leased(Owned):
-    """A row that workers claim: order of service, lease, and how often it was claimed and lost."""
-
-    __abstract__ = True
-    status: Mapped[str] = mapped_column(String(10), default=Status.QUEUED.value)
-    due_at: Mapped[datetime]  # the earliest is served first
-    ready_at: Mapped[datetime | None]  # claimable from then on; null: it waits for another row
-    created_at: Mapped[datetime]
-    started_at: Mapped[datetime | None]
-    finished_at: Mapped[datetime | None]
-    attempt: Mapped[int] = mapped_column(default=0)  # claims so far
-    losses: Mapped[int] = mapped_column(default=0)  # claims whose worker never came back
-    lease_token: Mapped[str | None] = mapped_column(String(64))
-    lease_until: Mapped[datetime | None]
-    cancel_requested: Mapped[bool] = mapped_column(default=False)
 
 
 class Job(Leased):
@@ -117,6 +60,8 @@ class Job(Leased):
 
     __tablename__ = "jobs"
     version: Mapped[int] = mapped_column(default=1)  # grows with every change a client can see
+    mode: Mapped[str] = mapped_column(String(4), default=LIVE, server_default=LIVE)  # test: no worker ever sees it
+    batch_id: Mapped[str | None] = mapped_column(String(32), ForeignKey("batches.id"))
     priority: Mapped[str] = mapped_column(String(8))
     stage: Mapped[str | None] = mapped_column(String(32))
     external_id: Mapped[str | None] = mapped_column(String(128))
@@ -142,7 +87,23 @@ class Job(Leased):
         Index("ix_jobs_tenant_id_status_id", "tenant_id", "status", "id"),
         Index("ix_jobs_tenant_id_external_id", "tenant_id", "external_id"),
         Index("ix_jobs_tenant_id_sha256", "tenant_id", "sha256"),
+        Index("ix_jobs_rehearsed", "id", postgresql_where=REHEARSED, sqlite_where=REHEARSED),
+        Index("ix_jobs_batch_id", "batch_id", postgresql_where=IN_BATCH, sqlite_where=IN_BATCH),
     )
+
+
+class Batch(Owned):
+    """Many jobs that were submitted as one; `open` of its `total` jobs have not ended."""
+
+    __tablename__ = "batches"
+    external_id: Mapped[str | None] = mapped_column(String(128))
+    free: Mapped[dict[str, Any]] = mapped_column("metadata")  # the client's own, never interpreted
+    total: Mapped[int]
+    open: Mapped[int]
+    created_at: Mapped[datetime]
+    finished_at: Mapped[datetime | None]
+
+    __table_args__ = (Index("ix_batches_tenant_id_id", "tenant_id", "id"),)
 
 
 class Explanation(Leased):
@@ -180,7 +141,10 @@ class Artifact(Owned):
 
 
 class IdempotencyKey(Base):
-    """The answer that a key of a tenant was given, so that the same request twice is one job."""
+    """The answer that a key of a tenant was given, so that the same request twice is one job.
+
+    `status` is null while the first request is in flight; one that never came back loses its right at `locked_until`.
+    """
 
     __tablename__ = "idempotency_keys"
     tenant_id: Mapped[str] = mapped_column(String(32), ForeignKey("tenants.id"), primary_key=True)
@@ -188,7 +152,9 @@ class IdempotencyKey(Base):
     request_sha256: Mapped[str] = mapped_column(String(64))
     job_id: Mapped[str | None] = mapped_column(String(32), ForeignKey("jobs.id"))
     status: Mapped[int | None]
+    headers: Mapped[dict[str, Any] | None]
     answer: Mapped[str | None]
+    locked_until: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(index=True)
 
 
@@ -202,7 +168,18 @@ class Event(Owned):
     seq: Mapped[int | None] = mapped_column(BigInteger, unique=True)
     created_at: Mapped[datetime]
 
-    __table_args__ = (Index("ix_events_tenant_id_seq", "tenant_id", "seq"),)
+    __table_args__ = (
+        Index("ix_events_tenant_id_seq", "tenant_id", "seq"),
+        Index("ix_events_unnumbered", "created_at", "id", postgresql_where=UNNUMBERED, sqlite_where=UNNUMBERED),
+    )
+
+
+class Counter(Base):
+    """A number that only grows; whoever adds to it holds the row until the commit, so its order is that of commits."""
+
+    __tablename__ = "counters"
+    name: Mapped[str] = mapped_column(String(32), primary_key=True)
+    value: Mapped[int] = mapped_column(BigInteger)
 
 
 class Destination(Owned):
@@ -212,9 +189,14 @@ class Destination(Owned):
     kind: Mapped[str] = mapped_column(String(8))
     address: Mapped[str] = mapped_column(String(2048))
     events: Mapped[list[str]]
-    secrets: Mapped[list[str]]
+    secrets: Mapped[list[str]]  # the newest first; the second signs too until `old_secret_until`
+    old_secret_until: Mapped[datetime | None]
+    description: Mapped[str] = mapped_column(String(256), default="", server_default="")
     enabled: Mapped[bool] = mapped_column(default=True)
+    disabled_because: Mapped[str | None] = mapped_column(String(32))
+    failing_since: Mapped[datetime | None]  # null: the last delivery arrived
     created_at: Mapped[datetime]
+    deleted_at: Mapped[datetime | None]
 
     __table_args__ = (
         CheckConstraint("kind IN ('webhook', 'pacs')", name="kind"),
@@ -235,7 +217,38 @@ class Delivery(Leased):
         CheckConstraint("status IN ('queued', 'running', 'succeeded', 'failed', 'canceled')", name="status"),
         Index("ix_deliveries_waiting", "due_at", "id", postgresql_where=WAITING, sqlite_where=WAITING),
         Index("ix_deliveries_held", "lease_until", postgresql_where=HELD, sqlite_where=HELD),
+        Index("ix_deliveries_held_destination_id", "destination_id", postgresql_where=HELD, sqlite_where=HELD),
     )
+
+
+class Attempt(Owned):
+    """One try to deliver: the log that a receiver's owner reads."""
+
+    __tablename__ = "attempts"
+    delivery_id: Mapped[str] = mapped_column(String(32), ForeignKey("deliveries.id"), index=True)
+    number: Mapped[int]
+    at: Mapped[datetime]
+    duration_ms: Mapped[int]
+    status: Mapped[int | None]  # of HTTP; null: there was no answer
+    error: Mapped[str | None] = mapped_column(String(32))  # a stable code
+    detail: Mapped[str | None] = mapped_column(String(512))
+    response: Mapped[str | None] = mapped_column(String(1024))  # how the body began
+
+
+class Deed(Base):
+    """Who did what and when; the database refuses to change or delete one. No foreign key: it outlives its subject."""
+
+    __tablename__ = "deeds"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    tenant_id: Mapped[str | None] = mapped_column(String(32))
+    at: Mapped[datetime]
+    actor: Mapped[str] = mapped_column(String(64))  # the id of a key, or who ran a command
+    action: Mapped[str] = mapped_column(String(48))
+    subject: Mapped[str | None] = mapped_column(String(64))
+    request_id: Mapped[str | None] = mapped_column(String(64))
+    detail: Mapped[dict[str, Any]]
+
+    __table_args__ = (Index("ix_deeds_tenant_id_id", "tenant_id", "id"),)
 
 
 class Worker(Base):
@@ -246,6 +259,7 @@ class Worker(Base):
     queues: Mapped[list[str]]
     bundle: Mapped[str | None] = mapped_column(String(128))
     runtime: Mapped[dict[str, Any] | None]
+    draining: Mapped[bool] = mapped_column(default=False, server_default=false())  # it claims nothing more
     started_at: Mapped[datetime]
     seen_at: Mapped[datetime] = mapped_column(index=True)
 

@@ -72,6 +72,25 @@ class Settings(BaseSettings):
     sweep_every_s: float = Field(1.0, gt=0, description="pause between two rounds of `hilum sweep`")
     broker_timeout_s: float = Field(3.0, gt=0, description="a bell never blocks longer than this")
 
+    idempotency_hours: float = Field(48.0, ge=24, description="the answer to an `Idempotency-Key` is kept this long")
+    rate_per_minute: int = Field(0, ge=0, description="requests of one tenant per minute; 0: no limit")
+    queued_cap: int = Field(0, ge=0, description="jobs of one tenant that may wait at a time; 0: no limit")
+    retention_days: int = Field(0, ge=0, description="ended jobs are purged after this many days; 0: never")
+    event_retention_days: int = Field(30, ge=1, description="events and delivery logs are kept this long")
+    batch_files: int = Field(1000, ge=1, description="files in one batch")
+    batch_bytes: int = Field(2 * 2**30, gt=0, description="bytes of one batch, unpacked")
+
+    webhook_schedule_s: str = Field(
+        "5,300,1800,7200,18000,36000,50400,72000,86400",
+        description="pauses in seconds between the attempts to deliver one event",
+    )
+    webhook_timeout_s: float = Field(10.0, gt=0, description="a receiver that takes longer has failed")
+    webhook_slots: int = Field(16, ge=4, description="deliveries one deliver process makes at a time")
+    webhook_private: bool = Field(
+        False, description="let webhooks go to private and loopback addresses, and to http://"
+    )
+    webhook_disable_hours: float = Field(120.0, gt=0, description="an endpoint that failed for this long is disabled")
+
     bundle: Path = Field(ROOT / "bundles" / "hilum-cxr" / "0.1.0", description="folder of the active bundle")
     runtime: Literal["auto", "openvino", "torch"] = Field("auto", description="auto: openvino on a CPU")
     precision: Literal["auto", "bf16", "f32"] = Field("auto", description="auto: bf16 where the CPU computes in it")

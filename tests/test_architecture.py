@@ -35,7 +35,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "shared.logs",
     ),
     # env.py asks shared.db which driver a URL means.
-    "migrations/*": ("shared.settings", "shared.models", "shared.db"),
+    "migrations/*": ("shared.settings", "shared.columns", "shared.models", "shared.db"),
 }
 
 # Where each third party that a room could be locked into may be imported.

@@ -9,8 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from sqlalchemy.exc import SQLAlchemyError
 
 from shared import backlog, ledger, logs, workers
+from shared.columns import Leased
 from shared.db import reading, transaction
-from shared.models import Leased
 from shared.queue import ANALYZE, EXPLAIN
 from worker import analysis, explanation
 from worker.lease import HAND_BACK_S, LEAVE_S, Lease
