@@ -14,7 +14,7 @@ from shared.artifacts import Stored, keep
 from shared.db import clock, written
 from shared.errors import Conflict
 from shared.ledger import Claim
-from shared.models import Job
+from shared.models import LIVE, Job
 from shared.queue import ANALYZE, ring_after_commit
 from shared.schemas import Analysis, Failure, Method, Priority, Reason, Status
 from shared.settings import Settings
@@ -41,8 +41,13 @@ def submit(
     priority: Priority = "routine",
     external_id: str | None = None,
     metadata: dict[str, Any] | None = None,
+    batch_id: str | None = None,
+    mode: str = LIVE,
 ) -> Job:
-    """A new queued job for a blob that is stored already (`size` in bytes); rings after the commit."""
+    """A new queued job for a blob that is stored already (`size` in bytes); rings after the commit.
+
+    One of mode `test` is never ready: no worker can claim it, the sweeper plays it.
+    """
     now = clock(session)
     job = Job(
         id=job_id,
@@ -51,7 +56,9 @@ def submit(
         priority=priority,
         created_at=now,
         due_at=now + timedelta(seconds=settings.waiting_limits_s[priority]),
-        ready_at=now,
+        ready_at=now if mode == LIVE else None,
+        mode=mode,
+        batch_id=batch_id,
         external_id=external_id,
         free=metadata or {},
         blob_key=blob_key,
@@ -63,7 +70,8 @@ def submit(
     session.flush()
     for method in explain:
         explanations.hold(session, job, method)
-    ring_after_commit(session, ANALYZE)
+    if mode == LIVE:
+        ring_after_commit(session, ANALYZE)
     return job
 
 
