@@ -15,7 +15,7 @@ from shared.errors import Conflict, NotFound
 from shared.ledger import Claim
 from shared.models import Explanation, Job
 from shared.queue import EXPLAIN, ring_after_commit
-from shared.schemas import Failure, Method, Status
+from shared.schemas import EventType, Failure, Method, Status
 from shared.settings import Settings
 
 LOST = Failure(code="worker_lost", detail="Every worker that took this explanation died or stopped answering.")
@@ -132,7 +132,7 @@ def expire(session: Session, settings: Settings) -> ledger.Expired:
     return expired
 
 
-def _ended(session: Session, row: Explanation, event: str, **payload: Any) -> None:
+def _ended(session: Session, row: Explanation, event: EventType, **payload: Any) -> None:
     _touch(session, row.job_id)
     outbox.record(session, row.tenant_id, row.job_id, event, method=row.method, **payload)
 

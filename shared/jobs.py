@@ -16,7 +16,7 @@ from shared.errors import Conflict
 from shared.ledger import Claim
 from shared.models import LIVE, Job
 from shared.queue import ANALYZE, ring_after_commit
-from shared.schemas import Analysis, Failure, Method, Priority, Reason, Status
+from shared.schemas import Analysis, EventType, Failure, Method, Priority, Reason, Status
 from shared.settings import Settings
 
 LOST = Failure(code="worker_lost", detail="Every worker that took this job died or stopped answering.")
@@ -146,7 +146,7 @@ def expire(session: Session, settings: Settings) -> ledger.Expired:
     return expired
 
 
-def _ended(session: Session, tenant_id: str, job_id: str, event: str, **payload: Any) -> None:
+def _ended(session: Session, tenant_id: str, job_id: str, event: EventType, **payload: Any) -> None:
     """A job ended without a diagnosis: nothing is left to explain."""
     explanations.drop(session, job_id)
     outbox.record(session, tenant_id, job_id, event, **payload)

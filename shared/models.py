@@ -164,6 +164,7 @@ class Event(Owned):
     __tablename__ = "events"
     job_id: Mapped[str | None] = mapped_column(String(32), ForeignKey("jobs.id"), index=True)
     type: Mapped[str] = mapped_column(String(48))
+    mode: Mapped[str] = mapped_column(String(4), default=LIVE, server_default=LIVE)  # of its job
     payload: Mapped[dict[str, Any]]
     seq: Mapped[int | None] = mapped_column(BigInteger, unique=True)
     created_at: Mapped[datetime]

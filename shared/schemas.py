@@ -15,6 +15,16 @@ DISCLAIMER = (
 
 Priority = Literal["stat", "urgent", "routine"]
 Method = Literal["gradcam"]
+EventType = Literal[
+    "job.succeeded",
+    "job.failed",
+    "job.rejected",
+    "job.canceled",
+    "explanation.succeeded",
+    "explanation.failed",
+    "batch.finished",
+    "webhook.disabled",
+]
 
 
 class Status(StrEnum):
@@ -149,6 +159,16 @@ class JobPage(Frozen):
 
     jobs: list[JobView]
     next_cursor: str | None = None
+
+
+class EventView(Frozen):
+    """Something that happened, as streams, polls and webhooks tell it: ids and codes, never patient data."""
+
+    id: str
+    type: EventType
+    created_at: datetime
+    data: dict[str, Any] = Field(description="`job`, `batch` or `webhook`: the id of what it happened to; and codes")
+    test: bool = Field(False, description="made with a test key: no film was read")
 
 
 class Problem(BaseModel):

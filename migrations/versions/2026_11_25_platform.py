@@ -92,6 +92,7 @@ def upgrade() -> None:
         batch_op.add_column(sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=True))
 
     with op.batch_alter_table("events") as batch_op:
+        batch_op.add_column(sa.Column("mode", sa.String(length=4), server_default="live", nullable=False))
         batch_op.create_index(
             "ix_events_unnumbered",
             ["created_at", "id"],
@@ -167,6 +168,7 @@ def downgrade() -> None:
         batch_op.drop_index(
             "ix_events_unnumbered", postgresql_where=sa.text("seq IS NULL"), sqlite_where=sa.text("seq IS NULL")
         )
+        batch_op.drop_column("mode")
 
     with op.batch_alter_table("destinations") as batch_op:
         batch_op.drop_column("deleted_at")
