@@ -53,6 +53,7 @@ class ApiKey(Owned):
     expires_at: Mapped[datetime | None]
     last_used_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
+    replaced_by: Mapped[str | None] = mapped_column(String(32))  # the key it was rotated to
 
 
 class Job(Leased):
@@ -96,6 +97,7 @@ class Batch(Owned):
     """Many jobs that were submitted as one; `open` of its `total` jobs have not ended."""
 
     __tablename__ = "batches"
+    mode: Mapped[str] = mapped_column(String(4), default=LIVE, server_default=LIVE)  # of its jobs
     external_id: Mapped[str | None] = mapped_column(String(128))
     free: Mapped[dict[str, Any]] = mapped_column("metadata")  # the client's own, never interpreted
     total: Mapped[int]
@@ -112,6 +114,7 @@ class Explanation(Leased):
     __tablename__ = "explanations"
     job_id: Mapped[str] = mapped_column(String(32), ForeignKey("jobs.id"))
     method: Mapped[str] = mapped_column(String(16))
+    mode: Mapped[str] = mapped_column(String(4), default=LIVE, server_default=LIVE)  # of its job
     result: Mapped[dict[str, Any] | None]
     error: Mapped[dict[str, Any] | None]
 
@@ -120,6 +123,7 @@ class Explanation(Leased):
         CheckConstraint("status IN ('queued', 'running', 'succeeded', 'failed', 'canceled')", name="status"),
         Index("ix_explanations_waiting", "due_at", "id", postgresql_where=WAITING, sqlite_where=WAITING),
         Index("ix_explanations_held", "lease_until", postgresql_where=HELD, sqlite_where=HELD),
+        Index("ix_explanations_rehearsed", "id", postgresql_where=REHEARSED, sqlite_where=REHEARSED),
     )
 
 
@@ -150,7 +154,7 @@ class IdempotencyKey(Base):
     tenant_id: Mapped[str] = mapped_column(String(32), ForeignKey("tenants.id"), primary_key=True)
     key: Mapped[str] = mapped_column(String(255), primary_key=True)
     request_sha256: Mapped[str] = mapped_column(String(64))
-    job_id: Mapped[str | None] = mapped_column(String(32), ForeignKey("jobs.id"))
+    job_id: Mapped[str | None] = mapped_column(String(32), ForeignKey("jobs.id"), index=True)
     status: Mapped[int | None]
     headers: Mapped[dict[str, Any] | None]
     answer: Mapped[str | None]

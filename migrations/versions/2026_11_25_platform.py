@@ -39,6 +39,7 @@ def upgrade() -> None:
 
     op.create_table(
         "batches",
+        sa.Column("mode", sa.String(length=4), server_default="live", nullable=False),
         sa.Column("external_id", sa.String(length=128), nullable=True),
         sa.Column("metadata", JSON_VALUE, nullable=False),
         sa.Column("total", sa.Integer(), nullable=False),
@@ -74,6 +75,7 @@ def upgrade() -> None:
 
     with op.batch_alter_table("api_keys") as batch_op:
         batch_op.add_column(sa.Column("mode", sa.String(length=4), server_default="live", nullable=False))
+        batch_op.add_column(sa.Column("replaced_by", sa.String(length=32), nullable=True))
 
     with op.batch_alter_table("deliveries") as batch_op:
         batch_op.create_index(
@@ -101,7 +103,18 @@ def upgrade() -> None:
             sqlite_where=sa.text("seq IS NULL"),
         )
 
+    with op.batch_alter_table("explanations") as batch_op:
+        batch_op.add_column(sa.Column("mode", sa.String(length=4), server_default="live", nullable=False))
+        batch_op.create_index(
+            "ix_explanations_rehearsed",
+            ["id"],
+            unique=False,
+            postgresql_where=sa.text("mode = 'test' AND status IN ('queued', 'running')"),
+            sqlite_where=sa.text("mode = 'test' AND status IN ('queued', 'running')"),
+        )
+
     with op.batch_alter_table("idempotency_keys") as batch_op:
+        batch_op.create_index(batch_op.f("ix_idempotency_keys_job_id"), ["job_id"], unique=False)
         batch_op.add_column(sa.Column("headers", JSON_VALUE, nullable=True))
         batch_op.add_column(sa.Column("locked_until", sa.DateTime(timezone=True), nullable=True))
 
@@ -161,8 +174,17 @@ def downgrade() -> None:
         batch_op.drop_column("mode")
 
     with op.batch_alter_table("idempotency_keys") as batch_op:
+        batch_op.drop_index(batch_op.f("ix_idempotency_keys_job_id"))
         batch_op.drop_column("locked_until")
         batch_op.drop_column("headers")
+
+    with op.batch_alter_table("explanations") as batch_op:
+        batch_op.drop_index(
+            "ix_explanations_rehearsed",
+            postgresql_where=sa.text("mode = 'test' AND status IN ('queued', 'running')"),
+            sqlite_where=sa.text("mode = 'test' AND status IN ('queued', 'running')"),
+        )
+        batch_op.drop_column("mode")
 
     with op.batch_alter_table("events") as batch_op:
         batch_op.drop_index(
@@ -185,6 +207,7 @@ def downgrade() -> None:
         )
 
     with op.batch_alter_table("api_keys") as batch_op:
+        batch_op.drop_column("replaced_by")
         batch_op.drop_column("mode")
 
     with op.batch_alter_table("attempts") as batch_op:
