@@ -13,7 +13,7 @@ from shared.artifacts import Stored, keep
 from shared.db import clock, written
 from shared.errors import Conflict, NotFound
 from shared.ledger import Claim
-from shared.models import Explanation, Job
+from shared.models import LIVE, Explanation, Job
 from shared.queue import EXPLAIN, ring_after_commit
 from shared.schemas import EventType, Failure, Method, Status
 from shared.settings import Settings
@@ -28,6 +28,7 @@ def hold(session: Session, job: Job, method: Method) -> Explanation:
         tenant_id=job.tenant_id,
         job_id=job.id,
         method=method,
+        mode=job.mode,
         status=Status.QUEUED.value,
         created_at=clock(session),
         due_at=job.due_at,
@@ -39,9 +40,9 @@ def hold(session: Session, job: Job, method: Method) -> Explanation:
 
 
 def release(session: Session, job_id: str) -> None:
-    """The job has succeeded: its explanations may be claimed."""
-    values = {"ready_at": clock(session)}
-    if written(session, _queued_of(job_id).values(**values)):
+    """The job has succeeded: its explanations may be claimed, unless they are rehearsed."""
+    live = _queued_of(job_id).where(Explanation.mode == LIVE)
+    if written(session, live.values(ready_at=clock(session))):
         ring_after_commit(session, EXPLAIN)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, literal_column, select, update
@@ -56,24 +56,12 @@ def claim_next(session: Session, table: type[Leased], n: int, *, lease_s: float)
         if head is None:
             return []
         n, waiting = (1, waiting) if head.losses else (n, waiting.where(table.losses == 0))
-    chosen = waiting.limit(n).with_for_update(skip_locked=True).cte("chosen")
-    token = secrets.token_hex(8)
-    statement = (
-        update(table)
-        .where(table.id.in_(select(chosen.c.id)), table.status == QUEUED)
-        .values(
-            status=Status.RUNNING.value,
-            attempt=table.attempt + 1,
-            lease_token=token,
-            lease_until=now + timedelta(seconds=lease_s),
-            started_at=now,
-            **_bumped(table),
-        )
-        .returning(table.id, table.tenant_id, table.attempt, table.due_at)
-        .execution_options(synchronize_session=False)
-    )
-    rows = sorted(session.execute(statement), key=lambda row: (row.due_at, row.id))
-    return [Claim(table, row.id, row.tenant_id, token, row.attempt) for row in rows]
+    return _claim(session, table, waiting.limit(n), now, lease_s)
+
+
+def claim_chosen(session: Session, table: type[Leased], chosen: Select[Any], *, lease_s: float) -> list[Claim]:
+    """Claim the queued rows among those whose ids are `chosen`, ready or not; the earliest `due_at` comes first."""
+    return _claim(session, table, chosen, clock(session), lease_s)
 
 
 def renew(session: Session, claim: Claim, *, lease_s: float, **columns: Any) -> bool:
@@ -122,6 +110,27 @@ def end_expired(session: Session, table: type[Leased], ids: Sequence[str], statu
 def waiting(session: Session, table: type[Leased], at_most: int) -> list[str]:
     """The ids of up to `at_most` rows that could be claimed now, in the order of service."""
     return list(session.scalars(_waiting(table, clock(session)).limit(at_most)))
+
+
+def _claim(session: Session, table: type[Leased], ids: Select[Any], now: datetime, lease_s: float) -> list[Claim]:
+    chosen = ids.with_for_update(skip_locked=True).cte("chosen")
+    token = secrets.token_hex(8)
+    statement = (
+        update(table)
+        .where(table.id.in_(select(chosen.c.id)), table.status == QUEUED)
+        .values(
+            status=Status.RUNNING.value,
+            attempt=table.attempt + 1,
+            lease_token=token,
+            lease_until=now + timedelta(seconds=lease_s),
+            started_at=now,
+            **_bumped(table),
+        )
+        .returning(table.id, table.tenant_id, table.attempt, table.due_at)
+        .execution_options(synchronize_session=False)
+    )
+    rows = sorted(session.execute(statement), key=lambda row: (row.due_at, row.id))
+    return [Claim(table, row.id, row.tenant_id, token, row.attempt) for row in rows]
 
 
 def _waiting(table: type[Leased], now: Any) -> Select[Any]:

@@ -210,19 +210,26 @@ class Destination(Owned):
 
 
 class Delivery(Leased):
-    """One event on its way to one destination."""
+    """One event on its way to one destination.
+
+    `due_at` is when it is to be sent (again), so the rows of a destination that wait for their next try sort last.
+    """
 
     __tablename__ = "deliveries"
     event_id: Mapped[str] = mapped_column(String(32), ForeignKey("events.id"))
-    destination_id: Mapped[str] = mapped_column(String(32), ForeignKey("destinations.id"), index=True)
+    destination_id: Mapped[str] = mapped_column(String(32), ForeignKey("destinations.id"))
+    tries: Mapped[int] = mapped_column(default=0, server_default="0")  # that failed since its owner last asked for it
     error: Mapped[dict[str, Any] | None]
 
     __table_args__ = (
         UniqueConstraint("event_id", "destination_id"),
         CheckConstraint("status IN ('queued', 'running', 'succeeded', 'failed', 'canceled')", name="status"),
-        Index("ix_deliveries_waiting", "due_at", "id", postgresql_where=WAITING, sqlite_where=WAITING),
+        # By destination first: what one that is dead has piled up is never read for the sake of the others.
+        Index(
+            "ix_deliveries_waiting", "destination_id", "due_at", "id", postgresql_where=WAITING, sqlite_where=WAITING
+        ),
         Index("ix_deliveries_held", "lease_until", postgresql_where=HELD, sqlite_where=HELD),
-        Index("ix_deliveries_held_destination_id", "destination_id", postgresql_where=HELD, sqlite_where=HELD),
+        Index("ix_deliveries_destination_id_id", "destination_id", "id"),
     )
 
 

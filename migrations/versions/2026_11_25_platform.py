@@ -78,12 +78,16 @@ def upgrade() -> None:
         batch_op.add_column(sa.Column("replaced_by", sa.String(length=32), nullable=True))
 
     with op.batch_alter_table("deliveries") as batch_op:
+        batch_op.add_column(sa.Column("tries", sa.Integer(), server_default="0", nullable=False))
+        batch_op.drop_index(batch_op.f("ix_deliveries_destination_id"))
+        batch_op.create_index("ix_deliveries_destination_id_id", ["destination_id", "id"], unique=False)
+        batch_op.drop_index("ix_deliveries_waiting")
         batch_op.create_index(
-            "ix_deliveries_held_destination_id",
-            ["destination_id"],
+            "ix_deliveries_waiting",
+            ["destination_id", "due_at", "id"],
             unique=False,
-            postgresql_where=sa.text("status = 'running'"),
-            sqlite_where=sa.text("status = 'running'"),
+            postgresql_where=sa.text("status = 'queued'"),
+            sqlite_where=sa.text("status = 'queued'"),
         )
 
     with op.batch_alter_table("destinations") as batch_op:
@@ -200,11 +204,17 @@ def downgrade() -> None:
         batch_op.drop_column("old_secret_until")
 
     with op.batch_alter_table("deliveries") as batch_op:
-        batch_op.drop_index(
-            "ix_deliveries_held_destination_id",
-            postgresql_where=sa.text("status = 'running'"),
-            sqlite_where=sa.text("status = 'running'"),
+        batch_op.drop_index("ix_deliveries_waiting")
+        batch_op.create_index(
+            "ix_deliveries_waiting",
+            ["due_at", "id"],
+            unique=False,
+            postgresql_where=sa.text("status = 'queued'"),
+            sqlite_where=sa.text("status = 'queued'"),
         )
+        batch_op.drop_index("ix_deliveries_destination_id_id")
+        batch_op.create_index(batch_op.f("ix_deliveries_destination_id"), ["destination_id"], unique=False)
+        batch_op.drop_column("tries")
 
     with op.batch_alter_table("api_keys") as batch_op:
         batch_op.drop_column("replaced_by")
