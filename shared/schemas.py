@@ -24,6 +24,7 @@ EventType = Literal[
     "explanation.failed",
     "batch.finished",
     "webhook.disabled",
+    "webhook.test",
 ]
 
 
