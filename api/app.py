@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -9,7 +10,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from api import problems
+from api import keyuse, problems
 from api.deps import open_parts
 from api.limits import BodyLimit, RequestLog
 from api.routes import explanations, health, jobs, legacy, models, root
@@ -48,12 +49,15 @@ def create_app(settings: Settings) -> FastAPI:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    app.state.parts = open_parts(app.state.settings)
+    parts = app.state.parts = open_parts(app.state.settings)
+    noting = asyncio.create_task(keyuse.noting(parts))
     try:
         yield
     finally:
-        await app.state.parts.notifier.close()
-        app.state.parts.database.engine.dispose()
+        await parts.notifier.close()
+        noting.cancel()
+        await keyuse.note(parts)
+        parts.database.engine.dispose()
 
 
 def _describe_problems(app: FastAPI) -> None:

@@ -19,7 +19,9 @@ from starlette.concurrency import run_in_threadpool
 from api.notifier import Notifier, Seen
 from shared import tenants, views
 from shared.db import Database, open_database, reading
+from shared.deeds import By
 from shared.errors import Forbidden, Unauthenticated
+from shared.models import LIVE
 from shared.queue import ringer
 from shared.settings import Settings
 from shared.storage import Storage, open_storage
@@ -30,10 +32,12 @@ KEY_CACHE_SIZE = 4096
 
 @dataclass(frozen=True)
 class Caller:
-    """Who calls: the tenant of the key and what the key may do."""
+    """Who calls: the tenant of the key, the key, what it may do, and whether its jobs are live or a test."""
 
     tenant_id: str
     scopes: frozenset[str]
+    key_id: str
+    mode: str = LIVE
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Parts:
     storage: Storage
     notifier: Notifier
     callers: dict[bytes, tuple[float, Caller]] = field(default_factory=dict)
+    used_keys: set[str] = field(default_factory=set)  # since the database was told
 
 
 def open_parts(settings: Settings) -> Parts:
@@ -74,6 +79,12 @@ async def caller(parts: PartsDep, credentials: BearerDep) -> Caller:
     """Who calls, by their key; known keys are believed for KEY_CACHE_S before the database is asked again."""
     if credentials is None:
         raise Unauthenticated("Send an API key: Authorization: Bearer <key>.")
+    found = await _known(parts, credentials)
+    parts.used_keys.add(found.key_id)
+    return found
+
+
+async def _known(parts: Parts, credentials: HTTPAuthorizationCredentials) -> Caller:
     digest = hashlib.sha256(credentials.credentials.encode()).digest()
     expires_at, known = parts.callers.get(digest, (0.0, None))
     if known is not None and time.monotonic() < expires_at:
@@ -104,14 +115,45 @@ async def submitter(found: CallerDep) -> str:
 SubmitterDep = Annotated[str, Depends(submitter)]
 
 
-async def legacy_tenant(parts: PartsDep, credentials: BearerDep) -> str:
-    """As `submitter`; without a key the default tenant, where the operator opened the legacy routes."""
+async def admin(found: CallerDep) -> str:
+    """The tenant whose keys, log and files this request may govern; Forbidden when its key is none of an admin."""
+    return _allowed(found, "admin")
+
+
+AdminDep = Annotated[str, Depends(admin)]
+
+
+async def legacy_caller(parts: PartsDep, credentials: BearerDep) -> Caller:
+    """Who submits; without a key the default tenant, where the operator opened the legacy routes."""
     if credentials is None and parts.settings.legacy_open:
-        return await run_in_threadpool(_default_tenant, parts.database)
-    return _allowed(await caller(parts, credentials), "submit")
+        return await run_in_threadpool(_anyone, parts.database)
+    found = await caller(parts, credentials)
+    _allowed(found, "submit")
+    return found
+
+
+LegacyCallerDep = Annotated[Caller, Depends(legacy_caller)]
+
+
+async def legacy_tenant(found: LegacyCallerDep) -> str:
+    """The tenant of a legacy route."""
+    return found.tenant_id
 
 
 LegacyTenantDep = Annotated[str, Depends(legacy_tenant)]
+
+
+async def by(found: CallerDep, request: Request) -> By:
+    """Who the audit log names for what this request does."""
+    return done_by(found, request)
+
+
+ByDep = Annotated[By, Depends(by)]
+
+
+def done_by(found: Caller, request: Request) -> By:
+    """Who the audit log names for what `found` does with this request."""
+    return {"actor": found.key_id, "request_id": request.scope.get("request_id")}
 
 
 def _allowed(found: Caller, scope: str) -> str:
@@ -122,10 +164,10 @@ def _allowed(found: Caller, scope: str) -> str:
 
 def _authenticate(database: Database, key: str) -> Caller:
     with reading(database) as session:
-        tenant_id, scopes = tenants.authenticate(session, key)
-    return Caller(tenant_id, frozenset(scopes))
+        found = tenants.authenticate(session, key)
+    return Caller(found.tenant_id, frozenset(found.scopes), found.id, found.mode)
 
 
-def _default_tenant(database: Database) -> str:
+def _anyone(database: Database) -> Caller:
     with reading(database) as session:
-        return tenants.default_id(session)
+        return Caller(tenants.default_id(session), frozenset({"submit"}), key_id="anyone")

@@ -6,8 +6,10 @@ import hashlib
 import secrets
 from typing import NamedTuple
 
-PREFIX = "hlm_"
-SHOWN = len(PREFIX) + 6
+from shared.models import LIVE, TEST
+
+PREFIXES = {LIVE: "hlm_", TEST: "hlm_test_"}
+SHOWN = 6  # characters after the prefix that lists may show
 
 
 class Made(NamedTuple):
@@ -18,10 +20,11 @@ class Made(NamedTuple):
     digest: str
 
 
-def make() -> Made:
-    """A key of 256 random bits."""
-    key = PREFIX + secrets.token_urlsafe(32)
-    return Made(key, key[:SHOWN], digest(key))
+def make(mode: str = LIVE) -> Made:
+    """A key of 256 random bits; how it begins tells a test key from one that opens patients' data."""
+    prefix = PREFIXES[mode]
+    key = prefix + secrets.token_urlsafe(32)
+    return Made(key, key[: len(prefix) + SHOWN], digest(key))
 
 
 def digest(key: str) -> str:

@@ -46,7 +46,8 @@ def test_tenants_and_keys_from_nothing_to_revoked(hilum: Hilum, home: Path) -> N
     key = hilum("key", "create", "--tenant", "clinic", "--name", "pacs", "--scope", "read").stdout.strip()
     database = open_database(Settings(home=home, database_url=""))
     with reading(database) as session:
-        assert tenants.authenticate(session, key) == (tenant_id, ["read"])
+        row = tenants.authenticate(session, key)
+        assert (row.tenant_id, row.scopes) == (tenant_id, ["read"])
     listed = hilum("key", "list", "--tenant", "clinic").stdout
     assert key not in listed
     assert "valid" in listed
@@ -69,7 +70,7 @@ def test_mistakes_are_one_sentence(hilum: Hilum) -> None:
     assert "already" in hilum("tenant", "create", "clinic", code=1).stderr
     assert "no tenant" in hilum("key", "create", "--tenant", "none", code=1).stderr
     assert "scopes" in hilum("key", "create", "--scope", "all", code=2).stderr
-    assert "no key" in hilum("key", "revoke", "key_none", code=1).stderr
+    assert "no such key" in hilum("key", "revoke", "key_none", code=1).stderr
     assert "no tenant" in hilum("job", "list", code=1).stderr
     assert "HILUM_LEASE_S" in hilum("tenant", "list", code=1, HILUM_LEASE_S="soon").stderr
     assert "PostgreSQL and SQLite" in hilum("tenant", "list", code=1, DATABASE_URL="mysql://x/y").stderr
