@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
 
 from ulid import ULID
 
@@ -12,3 +13,8 @@ PATTERN = re.compile(r"[a-z]{3}_[0-9A-HJKMNP-TV-Z]{26}")
 def new(prefix: str) -> str:
     """A new id such as `job_01JDJ5W1M0QZ8N4T7X2B9C3D6F`."""
     return f"{prefix}_{ULID()}"
+
+
+def earliest(prefix: str, moment: datetime) -> str:
+    """The lowest id that can have been made at `moment`: every id that sorts before it is older."""
+    return f"{prefix}_{ULID(ULID.from_datetime(moment).bytes[:6] + bytes(10))}"
