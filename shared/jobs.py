@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from shared import explanations, ids, ledger, outbox, views
+from shared import batches, explanations, ids, ledger, outbox, views
 from shared.artifacts import Stored, keep
-from shared.db import clock, written
+from shared.db import clock
 from shared.errors import Conflict
 from shared.ledger import Claim
 from shared.models import LIVE, Job
@@ -88,26 +89,26 @@ def finish(session: Session, claim: Claim, analysis: Analysis, artifacts: Sequen
     )
     keep(session, claim.tenant_id, claim.id, artifacts)
     explanations.release(session, claim.id)
-    outbox.record(session, claim.tenant_id, claim.id, "job.succeeded")
+    _leave(session, _recorded(session, [claim.id], "job.succeeded"))
 
 
 def reject(session: Session, claim: Claim, reason: Reason, bundle: str, artifacts: Sequence[Stored] = ()) -> None:
     """The answer is that the image cannot honestly be judged. LeaseLost."""
     ledger.settle(session, claim, Status.REJECTED, stage=None, bundle=bundle, reason=reason.model_dump(mode="json"))
     keep(session, claim.tenant_id, claim.id, artifacts)
-    _ended(session, claim.tenant_id, claim.id, "job.rejected", code=reason.code)
+    _leave(session, _dropped(session, [claim.id], "job.rejected", code=reason.code))
 
 
 def fail(session: Session, claim: Claim, failure: Failure) -> None:
     """Our fault, with a stable code. LeaseLost."""
     ledger.settle(session, claim, Status.FAILED, stage=None, error=failure.model_dump(mode="json"))
-    _ended(session, claim.tenant_id, claim.id, "job.failed", code=failure.code)
+    _leave(session, _dropped(session, [claim.id], "job.failed", code=failure.code))
 
 
 def stop(session: Session, claim: Claim) -> None:
     """The worker saw that its owner wants no answer any more. LeaseLost."""
     ledger.settle(session, claim, Status.CANCELED, stage=None)
-    _ended(session, claim.tenant_id, claim.id, "job.canceled")
+    _leave(session, _dropped(session, [claim.id], "job.canceled"))
 
 
 def hand_back(session: Session, claim: Claim) -> None:
@@ -118,16 +119,15 @@ def hand_back(session: Session, claim: Claim) -> None:
 
 def cancel(session: Session, tenant_id: str, job_id: str) -> Job:
     """Cancel at once what is queued, at its next stage what runs; Conflict when it ended otherwise. NotFound."""
-    queued = update(Job).where(Job.id == job_id, Job.tenant_id == tenant_id, Job.status == Status.QUEUED.value)
-    values = {"status": Status.CANCELED.value, "finished_at": clock(session), "version": Job.version + 1}
-    if written(session, queued.values(**values, cancel_requested=True)):
-        _ended(session, tenant_id, job_id, "job.canceled")
-        return views.get(session, tenant_id, job_id)
-    running = update(Job).where(Job.id == job_id, Job.tenant_id == tenant_id, Job.status == Status.RUNNING.value)
-    session.execute(running.values(cancel_requested=True))
-    job = views.get(session, tenant_id, job_id)
-    if job.status not in (Status.RUNNING, Status.CANCELED):
+    job = views.get(session, tenant_id, job_id, lock=True)
+    if Status(job.status).terminal and job.status != Status.CANCELED:
         raise Conflict(f"The job has {job.status}: it cannot be canceled any more.", code="already_ended")
+    job.cancel_requested = True
+    if job.status == Status.QUEUED:
+        job.status, job.finished_at, job.version = Status.CANCELED.value, clock(session), job.version + 1
+        session.flush()
+        _leave(session, _dropped(session, [job_id], "job.canceled"))
+    session.flush()
     return job
 
 
@@ -136,25 +136,35 @@ def expire(session: Session, settings: Settings) -> ledger.Expired:
     expired = ledger.requeue_expired(session, Job, max_losses=settings.max_attempts)
     ledger.end_expired(session, Job, expired.canceled, Status.CANCELED, stage=None)
     ledger.end_expired(session, Job, expired.exhausted, Status.FAILED, stage=None, error=LOST.model_dump())
-    for job_id in expired.canceled:
-        _ended(session, _tenant_of(session, job_id), job_id, "job.canceled")
-    for job_id in expired.exhausted:
-        _ended(session, _tenant_of(session, job_id), job_id, "job.failed", code=LOST.code)
+    canceled = _dropped(session, expired.canceled, "job.canceled")
+    _leave(session, canceled + _dropped(session, expired.exhausted, "job.failed", code=LOST.code))
     if expired.requeued:
         session.execute(_unstaged(expired.requeued))
         ring_after_commit(session, ANALYZE)
     return expired
 
 
-def _ended(session: Session, tenant_id: str, job_id: str, event: EventType, **payload: Any) -> None:
-    """A job ended without a diagnosis: nothing is left to explain."""
-    explanations.drop(session, job_id)
-    outbox.record(session, tenant_id, job_id, event, **payload)
+def _dropped(session: Session, job_ids: Sequence[str], event: EventType, **payload: Any) -> Counter[str]:
+    """Jobs ended without a diagnosis: nothing is left to explain. How many did in each batch."""
+    for job_id in job_ids:
+        explanations.drop(session, job_id)
+    return _recorded(session, job_ids, event, **payload)
+
+
+def _recorded(session: Session, job_ids: Sequence[str], event: EventType, **payload: Any) -> Counter[str]:
+    """Write the event of each job that ended; how many did in each batch."""
+    found = select(Job.id, Job.tenant_id, Job.mode, Job.batch_id).where(Job.id.in_(job_ids)).order_by(Job.id)
+    rows = session.execute(found).all()
+    for row in rows:
+        outbox.record(session, row.tenant_id, row.id, event, mode=row.mode, **payload)
+    return Counter(row.batch_id for row in rows if row.batch_id)
+
+
+def _leave(session: Session, ended: Counter[str]) -> None:
+    """Count the jobs that ended out of their batches, which are locked in the order of their ids."""
+    for batch_id in sorted(ended):
+        batches.ended(session, batch_id, ended[batch_id])
 
 
 def _unstaged(job_ids: Sequence[str]) -> Any:
     return update(Job).where(Job.id.in_(job_ids)).values(stage=None)
-
-
-def _tenant_of(session: Session, job_id: str) -> str:
-    return session.get_one(Job, job_id).tenant_id

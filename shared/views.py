@@ -14,9 +14,11 @@ from shared.models import Artifact, Explanation, Job
 from shared.schemas import Analysis, ExplanationView, Failure, JobPage, JobView, Priority, Reason, Status
 
 
-def get(session: Session, tenant_id: str, job_id: str) -> Job:
-    """The tenant's job as it is in the database now; NotFound, also for another's."""
+def get(session: Session, tenant_id: str, job_id: str, *, lock: bool = False) -> Job:
+    """The tenant's job as it is now, held until the commit when `lock`; NotFound, also for another's."""
     found = select(Job).where(Job.id == job_id, Job.tenant_id == tenant_id)
+    if lock:
+        found = found.with_for_update()
     job = session.scalars(found.execution_options(populate_existing=True)).one_or_none()
     if job is None:
         raise NotFound("There is no such job.")
