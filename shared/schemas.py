@@ -142,8 +142,13 @@ class JobView(Frozen):
     due_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None
+    queue_position: int | Literal["1000+"] | None = Field(
+        None, description="queued jobs that are served before this one; null: it does not wait, or it was not asked"
+    )
+    eta_s: float | None = Field(None, description="seconds until it has probably ended; null: not known")
     attempt: int = 0
     bundle: str | None = None
+    batch: str | None = Field(None, description="the batch it was submitted in")
     external_id: str | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)
     input: dict[str, Any] = Field(description="media_type, bytes and sha256 of the upload")
@@ -152,6 +157,7 @@ class JobView(Frozen):
     error: Failure | None = None
     explanations: dict[str, ExplanationView] = Field(default_factory=dict)
     artifacts: dict[str, str] = Field(default_factory=dict, description="name -> path under this server")
+    test: bool = Field(False, description="made with a test key: no film was read")
     disclaimer: str = DISCLAIMER
 
 

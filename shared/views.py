@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from shared import ids
 from shared.errors import Invalid, NotFound
-from shared.models import Artifact, Explanation, Job
+from shared.models import TEST, Artifact, Explanation, Job
 from shared.schemas import Analysis, ExplanationView, Failure, JobPage, JobView, Priority, Reason, Status
 
 
@@ -45,6 +45,7 @@ def page(
     top_class: str | None = None,
     priority: Priority | None = None,
     external_id: str | None = None,
+    batch: str | None = None,
     created_after: datetime | None = None,
     created_before: datetime | None = None,
 ) -> JobPage:
@@ -57,6 +58,7 @@ def page(
         Job.top_class: top_class,
         Job.priority: priority,
         Job.external_id: external_id,
+        Job.batch_id: batch,
     }
     for column, value in wanted.items():
         if value is not None:
@@ -118,6 +120,7 @@ def _view(job: Job, explanations: Sequence[Explanation], artifacts: Sequence[Art
         finished_at=job.finished_at,
         attempt=job.attempt,
         bundle=job.bundle,
+        batch=job.batch_id,
         external_id=job.external_id,
         metadata=job.free,
         input={"media_type": job.media_type, "bytes": job.size, "sha256": job.sha256},
@@ -126,6 +129,7 @@ def _view(job: Job, explanations: Sequence[Explanation], artifacts: Sequence[Art
         error=Failure.model_validate(job.error) if job.error else None,
         explanations={row.method: _explanation(row, artifacts) for row in explanations},
         artifacts={row.name: f"/v1/jobs/{job.id}/artifacts/{row.name}" for row in artifacts},
+        test=job.mode == TEST,
     )
 
 
