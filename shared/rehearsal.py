@@ -1,4 +1,6 @@
-"""Test jobs, played without a worker: a magic `external_id` names the end that each comes to.
+"""Test jobs, played without a worker: a magic name in `external_id` says which end each comes to.
+
+The name is what stands behind the last slash, without an extension, so that each file of a batch can have its own.
 
 Nothing else about them is make-believe: they are claimed, settled and told of by the ledger and the outbox that live
 jobs go through. They are never ready, so no worker can claim them.
@@ -11,7 +13,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, literal_column, or_, select
+from sqlalchemy import ColumnElement, Select, func, literal_column, or_, select
 from sqlalchemy.orm import Session
 
 from shared import canned, explanations, jobs, ledger
@@ -94,8 +96,9 @@ PATTERNS += ["test_rejected_<code>", "test_failed_<code>", "test_explanation_fai
 
 
 def check(external_id: str | None) -> None:
-    """Invalid when a test job's `external_id` looks like a magic one and is none: a typo must not look like success."""
-    if external_id is not None and external_id.startswith(MAGIC) and external_id not in SCRIPTS:
+    """Invalid when the name of a test job looks like a magic one and is none: a typo must not look like success."""
+    name = _name(external_id)
+    if name.startswith(MAGIC) and name not in SCRIPTS:
         known = ", ".join(PATTERNS)
         raise Invalid(f"With a test key `external_id` may be {known}, or begin otherwise.", code="unknown_rehearsal")
 
@@ -125,7 +128,7 @@ def play(database: Database, storage: Storage) -> int:
 
 def _play_job(database: Database, storage: Storage, row: Any) -> int:
     script = _script(row.external_id)
-    assert script.job is not None
+    assert script.job is not None  # those that stay were not chosen
     stored = _store(storage, row, row.id, script.files)
     with transaction(database) as session:
         return _end(session, Job, row.id, script.job, stored)
@@ -171,7 +174,11 @@ def _cancel(session: Session, row: Leased) -> None:
 
 
 def _script(external_id: str | None) -> Script:
-    return SCRIPTS.get(external_id or "", DEFAULT)
+    return SCRIPTS.get(_name(external_id), DEFAULT)
+
+
+def _name(external_id: str | None) -> str:
+    return (external_id or "").rsplit("/", 1)[-1].split(".", 1)[0]
 
 
 def _store(storage: Storage, row: Any, job_id: str, files: Files) -> list[Stored]:
@@ -192,15 +199,19 @@ def _open(table: Table) -> ColumnElement[bool]:
     return (table.mode == _TEST) & table.status.in_([ledger.QUEUED, ledger.RUNNING])
 
 
-def _moves(part: str) -> ColumnElement[bool]:
-    """Jobs whose script lets that part of them go on."""
-    staying = [name for name, script in SCRIPTS.items() if getattr(script, part) is None]
-    return or_(Job.external_id.is_(None), Job.external_id.not_in(staying))
+def _other_than(name: str) -> ColumnElement[bool]:
+    """Jobs that do not bear that name: those that stay must not be all that is looked at."""
+    given = func.coalesce(Job.external_id, "")
+    bears = (given == name, given.endswith(f"/{name}", autoescape=True))
+    with_extension = (given.startswith(f"{name}.", autoescape=True), given.contains(f"/{name}.", autoescape=True))
+    return ~or_(*bears, *with_extension)
 
 
 def _waiting_jobs() -> Any:
     found = select(Job.id, Job.tenant_id, Job.attempt, Job.external_id)
-    return found.where(_open(Job), Job.status == ledger.QUEUED, _moves("job")).order_by(Job.id).limit(AT_ONCE)
+    return (
+        found.where(_open(Job), Job.status == ledger.QUEUED, _other_than("test_queued")).order_by(Job.id).limit(AT_ONCE)
+    )
 
 
 def _waiting_explanations() -> Any:
@@ -210,7 +221,7 @@ def _waiting_explanations() -> Any:
     diagnosed = found.where(
         _open(Explanation), Explanation.status == ledger.QUEUED, Job.status == Status.SUCCEEDED.value
     )
-    return diagnosed.where(_moves("explanation")).order_by(Explanation.id).limit(AT_ONCE)
+    return diagnosed.where(_other_than("test_explanation_queued")).order_by(Explanation.id).limit(AT_ONCE)
 
 
 def _to_stop(table: Table, now: datetime) -> Any:

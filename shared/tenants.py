@@ -17,6 +17,7 @@ from shared.models import LIVE, ApiKey, Tenant
 
 DEFAULT = "default"
 SCOPES = ("submit", "read", "admin")
+LONGEST_LIFE = timedelta(days=36_500)
 USE_NOTED_S = 60.0  # `last_used_at` is written at most this often
 
 
@@ -97,10 +98,10 @@ def issue_key(
     expires_at: datetime | None = None,
     by: By = HILUM,
 ) -> Issued:
-    """A new key of the tenant; Invalid when it would have expired already."""
+    """A new key of the tenant; Invalid when it would have expired already, or in more than LONGEST_LIFE."""
     now = clock(session)
-    if expires_at is not None and expires_at <= now:
-        raise Invalid("A key cannot expire in the past.")
+    if expires_at is not None and not now < expires_at < now + LONGEST_LIFE:
+        raise Invalid("A key must expire in the future, and within a hundred years; or never.")
     issued = _add_key(session, tenant_id, scopes, name, mode, now, expires_at)
     deeds.record(session, "key.created", issued.row.id, tenant_id=tenant_id, **by, **_told(issued.row))
     return issued
@@ -113,7 +114,7 @@ def rotate_key(
 
     NotFound, also for another tenant's; Conflict when the key has ended or was replaced before.
     """
-    old, now = _key(session, key_id, tenant_id), clock(session)
+    old, now = key_of(session, tenant_id, key_id), clock(session)
     if old.revoked_at is not None or (old.expires_at is not None and old.expires_at <= now):
         raise Conflict("This key has ended: make a new one.", code="key_ended")
     if old.replaced_by is not None:
@@ -133,9 +134,20 @@ def list_keys(session: Session, tenant_id: str, *, after: str = "", limit: int |
     return session.scalars(found.order_by(ApiKey.id).limit(limit)).all()
 
 
+def key_of(session: Session, tenant_id: str | None, key_id: str) -> ApiKey:
+    """The tenant's key (None: whosever it is), held until the commit: two who replace it see each other. NotFound."""
+    found = select(ApiKey).where(ApiKey.id == key_id)
+    if tenant_id is not None:
+        found = found.where(ApiKey.tenant_id == tenant_id)
+    row = session.scalars(found.with_for_update().execution_options(populate_existing=True)).one_or_none()
+    if row is None:
+        raise NotFound("There is no such key.")
+    return row
+
+
 def revoke_key(session: Session, key_id: str, *, tenant_id: str | None = None, by: By = HILUM) -> ApiKey:
     """Make a key worthless from now on, if it is not; NotFound, also for another tenant's."""
-    found = _key(session, key_id, tenant_id)
+    found = key_of(session, tenant_id, key_id)
     if found.revoked_at is None:
         found.revoked_at = clock(session)
         deeds.record(session, "key.revoked", found.id, tenant_id=found.tenant_id, **by)
@@ -174,17 +186,6 @@ def _add_key(
     session.add(row)
     session.flush()
     return Issued(made.key, row)
-
-
-def _key(session: Session, key_id: str, tenant_id: str | None) -> ApiKey:
-    """The key, locked: of two who would replace it, the second sees that it was; None: whosever it is."""
-    found = select(ApiKey).where(ApiKey.id == key_id)
-    if tenant_id is not None:
-        found = found.where(ApiKey.tenant_id == tenant_id)
-    row = session.scalars(found.with_for_update().execution_options(populate_existing=True)).one_or_none()
-    if row is None:
-        raise NotFound("There is no such key.")
-    return row
 
 
 def _told(row: ApiKey) -> dict[str, object]:
