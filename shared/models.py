@@ -25,6 +25,8 @@ HELD = text("status = 'running'")
 REHEARSED = text("mode = 'test' AND status IN ('queued', 'running')")
 UNNUMBERED = text("seq IS NULL")
 IN_BATCH = text("batch_id IS NOT NULL")
+READ = text("top_class IS NOT NULL")
+TESTED = text("mode = 'test'")
 
 
 class Tenant(Base):
@@ -86,10 +88,15 @@ class Job(Leased):
         Index("ix_jobs_held", "lease_until", postgresql_where=HELD, sqlite_where=HELD),
         Index("ix_jobs_tenant_id_id", "tenant_id", "id"),
         Index("ix_jobs_tenant_id_status_id", "tenant_id", "status", "id"),
-        Index("ix_jobs_tenant_id_external_id", "tenant_id", "external_id"),
+        Index("ix_jobs_tenant_id_priority_id", "tenant_id", "priority", "id"),
+        Index("ix_jobs_tenant_id_external_id_id", "tenant_id", "external_id", "id"),
+        Index(
+            "ix_jobs_tenant_id_top_class_id", "tenant_id", "top_class", "id", postgresql_where=READ, sqlite_where=READ
+        ),
+        Index("ix_jobs_tenant_id_id_test", "tenant_id", "id", postgresql_where=TESTED, sqlite_where=TESTED),
         Index("ix_jobs_tenant_id_sha256", "tenant_id", "sha256"),
         Index("ix_jobs_rehearsed", "id", postgresql_where=REHEARSED, sqlite_where=REHEARSED),
-        Index("ix_jobs_batch_id", "batch_id", postgresql_where=IN_BATCH, sqlite_where=IN_BATCH),
+        Index("ix_jobs_batch_id_id", "batch_id", "id", postgresql_where=IN_BATCH, sqlite_where=IN_BATCH),
     )
 
 

@@ -126,11 +126,28 @@ def upgrade() -> None:
         batch_op.add_column(sa.Column("mode", sa.String(length=4), server_default="live", nullable=False))
         batch_op.add_column(sa.Column("batch_id", sa.String(length=32), nullable=True))
         batch_op.create_index(
-            "ix_jobs_batch_id",
-            ["batch_id"],
+            "ix_jobs_batch_id_id",
+            ["batch_id", "id"],
             unique=False,
             postgresql_where=sa.text("batch_id IS NOT NULL"),
             sqlite_where=sa.text("batch_id IS NOT NULL"),
+        )
+        batch_op.create_index("ix_jobs_tenant_id_priority_id", ["tenant_id", "priority", "id"], unique=False)
+        batch_op.drop_index("ix_jobs_tenant_id_external_id")
+        batch_op.create_index("ix_jobs_tenant_id_external_id_id", ["tenant_id", "external_id", "id"], unique=False)
+        batch_op.create_index(
+            "ix_jobs_tenant_id_top_class_id",
+            ["tenant_id", "top_class", "id"],
+            unique=False,
+            postgresql_where=sa.text("top_class IS NOT NULL"),
+            sqlite_where=sa.text("top_class IS NOT NULL"),
+        )
+        batch_op.create_index(
+            "ix_jobs_tenant_id_id_test",
+            ["tenant_id", "id"],
+            unique=False,
+            postgresql_where=sa.text("mode = 'test'"),
+            sqlite_where=sa.text("mode = 'test'"),
         )
         batch_op.create_index(
             "ix_jobs_rehearsed",
@@ -170,7 +187,20 @@ def downgrade() -> None:
             sqlite_where=sa.text("mode = 'test' AND status IN ('queued', 'running')"),
         )
         batch_op.drop_index(
-            "ix_jobs_batch_id",
+            "ix_jobs_tenant_id_id_test",
+            postgresql_where=sa.text("mode = 'test'"),
+            sqlite_where=sa.text("mode = 'test'"),
+        )
+        batch_op.drop_index(
+            "ix_jobs_tenant_id_top_class_id",
+            postgresql_where=sa.text("top_class IS NOT NULL"),
+            sqlite_where=sa.text("top_class IS NOT NULL"),
+        )
+        batch_op.drop_index("ix_jobs_tenant_id_external_id_id")
+        batch_op.create_index("ix_jobs_tenant_id_external_id", ["tenant_id", "external_id"], unique=False)
+        batch_op.drop_index("ix_jobs_tenant_id_priority_id")
+        batch_op.drop_index(
+            "ix_jobs_batch_id_id",
             postgresql_where=sa.text("batch_id IS NOT NULL"),
             sqlite_where=sa.text("batch_id IS NOT NULL"),
         )
