@@ -17,11 +17,12 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.concurrency import run_in_threadpool
 
 from api.notifier import Notifier, Seen
+from api.rates import RATE_HEADERS, Rates
 from shared import tenants, views
 from shared.db import Database, open_database, reading
 from shared.deeds import By
-from shared.errors import Forbidden, Unauthenticated
-from shared.models import LIVE
+from shared.errors import Forbidden, Throttled, Unauthenticated
+from shared.models import LIVE, Tenant
 from shared.queue import ringer
 from shared.settings import Settings
 from shared.storage import Storage, open_storage
@@ -32,12 +33,14 @@ KEY_CACHE_SIZE = 4096
 
 @dataclass(frozen=True)
 class Caller:
-    """Who calls: the tenant of the key, the key, what it may do, and whether its jobs are live or a test."""
+    """Who calls: the tenant of the key, the key, what it may do, whether its jobs are live or a test, and how many."""
 
     tenant_id: str
     scopes: frozenset[str]
     key_id: str
     mode: str = LIVE
+    rate_per_minute: int = 0  # requests; 0: no limit
+    queued_cap: int = 0  # jobs that may wait at a time; 0: no limit
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Parts:
     database: Database
     storage: Storage
     notifier: Notifier
+    rates: Rates
     callers: dict[bytes, tuple[float, Caller]] = field(default_factory=dict)
     used_keys: set[str] = field(default_factory=set)  # since the database was told
 
@@ -61,7 +65,7 @@ def open_parts(settings: Settings) -> Parts:
             return views.versions(session, job_ids)
 
     notifier = Notifier(versions, tick_s=settings.notifier_tick_s)
-    return Parts(settings, database, open_storage(settings), notifier)
+    return Parts(settings, database, open_storage(settings), notifier, Rates(settings.broker_url))
 
 
 async def _parts(request: Request) -> Parts:
@@ -75,12 +79,13 @@ _bearer = HTTPBearer(auto_error=False, description="An API key: `Authorization: 
 BearerDep = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 
 
-async def caller(parts: PartsDep, credentials: BearerDep) -> Caller:
+async def caller(request: Request, parts: PartsDep, credentials: BearerDep) -> Caller:
     """Who calls, by their key; known keys are believed for KEY_CACHE_S before the database is asked again."""
     if credentials is None:
         raise Unauthenticated("Send an API key: Authorization: Bearer <key>.")
     found = await _known(parts, credentials)
     parts.used_keys.add(found.key_id)
+    await _count(request, parts, found)
     return found
 
 
@@ -89,7 +94,7 @@ async def _known(parts: Parts, credentials: HTTPAuthorizationCredentials) -> Cal
     expires_at, known = parts.callers.get(digest, (0.0, None))
     if known is not None and time.monotonic() < expires_at:
         return known
-    found = await run_in_threadpool(_authenticate, parts.database, credentials.credentials)
+    found = await run_in_threadpool(_authenticate, parts, credentials.credentials)
     if len(parts.callers) >= KEY_CACHE_SIZE:
         parts.callers.clear()
     parts.callers[digest] = (time.monotonic() + KEY_CACHE_S, found)
@@ -123,24 +128,18 @@ async def admin(found: CallerDep) -> str:
 AdminDep = Annotated[str, Depends(admin)]
 
 
-async def legacy_caller(parts: PartsDep, credentials: BearerDep) -> Caller:
+async def legacy_caller(request: Request, parts: PartsDep, credentials: BearerDep) -> Caller:
     """Who submits; without a key the default tenant, where the operator opened the legacy routes."""
     if credentials is None and parts.settings.legacy_open:
-        return await run_in_threadpool(_anyone, parts.database)
-    found = await caller(parts, credentials)
+        found = await run_in_threadpool(_anyone, parts)
+        await _count(request, parts, found)
+        return found
+    found = await caller(request, parts, credentials)
     _allowed(found, "submit")
     return found
 
 
 LegacyCallerDep = Annotated[Caller, Depends(legacy_caller)]
-
-
-async def legacy_tenant(found: LegacyCallerDep) -> str:
-    """The tenant of a legacy route."""
-    return found.tenant_id
-
-
-LegacyTenantDep = Annotated[str, Depends(legacy_tenant)]
 
 
 async def by(found: CallerDep, request: Request) -> By:
@@ -162,12 +161,37 @@ def _allowed(found: Caller, scope: str) -> str:
     return found.tenant_id
 
 
-def _authenticate(database: Database, key: str) -> Caller:
-    with reading(database) as session:
+async def _count(request: Request, parts: Parts, found: Caller) -> None:
+    """Throttled when the tenant's minute is used up; every answer of such a tenant says what is left of it."""
+    if not found.rate_per_minute:
+        return
+    window = await parts.rates.take(found.tenant_id, found.rate_per_minute)
+    request.scope[RATE_HEADERS] = window.headers
+    if window.exceeded:
+        raise Throttled(f"At most {window.limit} requests a minute.", retry_after_s=window.reset_s)
+
+
+def _authenticate(parts: Parts, key: str) -> Caller:
+    with reading(parts.database) as session:
         found = tenants.authenticate(session, key)
-    return Caller(found.tenant_id, frozenset(found.scopes), found.id, found.mode)
+        tenant = session.get_one(Tenant, found.tenant_id)
+    return _caller(parts.settings, tenant, found.scopes, found.id, found.mode)
 
 
-def _anyone(database: Database) -> Caller:
-    with reading(database) as session:
-        return Caller(tenants.default_id(session), frozenset({"submit"}), key_id="anyone")
+def _anyone(parts: Parts) -> Caller:
+    with reading(parts.database) as session:
+        tenant = tenants.named(session, tenants.DEFAULT)
+    return _caller(parts.settings, tenant, ["submit"], "anyone")
+
+
+def _caller(settings: Settings, tenant: Tenant, scopes: Collection[str], key_id: str, mode: str = LIVE) -> Caller:
+    """The limits are those of the tenant's row, or else of the settings."""
+    rate, cap = tenant.rate_per_minute, tenant.queued_cap
+    return Caller(
+        tenant.id,
+        frozenset(scopes),
+        key_id,
+        mode,
+        rate_per_minute=settings.rate_per_minute if rate is None else rate,
+        queued_cap=settings.queued_cap if cap is None else cap,
+    )

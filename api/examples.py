@@ -92,7 +92,50 @@ UPLOAD_FORM = _form(
             "type": "string",
             "description": "a JSON object of at most 4096 bytes; never interpreted",
         },
+        "reuse": {
+            "type": "boolean",
+            "default": False,
+            "description": "answer with your own job of the same file, where there is one",
+        },
     }
 )
 
 PREDICT_FORM = _form({"gradcam": {"type": "boolean", "default": False}})
+
+BATCH: dict[str, Any] = {
+    "id": "bat_01JDJ5W1M0QZ8N4T7X2B9C3D6F",
+    "external_id": "night-shift",
+    "metadata": {"site": "north"},
+    "created_at": "2026-01-05T08:30:00Z",
+    "finished_at": None,
+    "total": 2,
+    "counts": {"queued": 0, "running": 1, "succeeded": 1, "failed": 0, "rejected": 0, "canceled": 0},
+    "jobs": "/v1/jobs?batch=bat_01JDJ5W1M0QZ8N4T7X2B9C3D6F",
+    "test": False,
+}
+
+BATCH_PAGE: dict[str, Any] = {"batches": [BATCH], "next_cursor": None}
+
+BATCH_ACCEPTED: dict[str, Any] = {
+    **BATCH,
+    "counts": {**BATCH["counts"], "queued": 2, "running": 0, "succeeded": 0},
+    "files": [
+        {"name": "ward-3/first.png", "job": JOB_ID},
+        {"name": "ward-3/second.dcm", "job": "job_01JDJ5W1M0QZ8N4T7X2B9C3D6G"},
+    ],
+    "skipped": [{"name": "ward-3/", "reason": "directory"}],
+}
+
+_UPLOAD_FIELDS = UPLOAD_FORM["content"]["multipart/form-data"]["schema"]["properties"]
+
+BATCH_FORM = _form(
+    {
+        **{name: _UPLOAD_FIELDS[name] for name in ("explain", "priority", "metadata")},
+        "file": {"type": "array", "items": FILE, "description": "images, or one zip archive of images"},
+        "external_id": {
+            "type": "string",
+            "maxLength": 64,
+            "description": "yours; the jobs' own is this, a slash and the name of the file",
+        },
+    }
+)

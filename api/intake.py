@@ -5,18 +5,24 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from typing import Annotated, BinaryIO
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, BinaryIO, NamedTuple
 
 from pydantic import BeforeValidator, Field, JsonValue
+from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
-from api import content
-from shared import jobs, views
-from shared.db import Database, together
-from shared.errors import EmptyFile, HilumError, TooLarge
-from shared.schemas import Frozen, JobView, Method, Priority
-from shared.settings import Settings
-from shared.storage import Storage
+from api import content, reuse
+from api.deps import Caller, Parts
+from api.waiting import Versioned
+from shared import deeds, idempotency, jobs, ledger, views
+from shared.db import Database, reading, together
+from shared.deeds import By
+from shared.errors import EmptyFile, HilumError, Throttled, TooLarge
+from shared.idempotency import Answer, Claim
+from shared.models import Job
+from shared.schemas import Frozen, Method, Priority
 
 METADATA_BYTES = 4096
 CHUNK_BYTES = 2**20
@@ -48,53 +54,52 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
+Methods = Annotated[list[Method], BeforeValidator(_csv)]
+Metadata = Annotated[dict[str, JsonValue], BeforeValidator(_json_object)]
+
+
 class Wishes(Frozen):
     """What a client asks for beside the file; unknown fields are refused, for a typo must not lose a `stat`."""
 
-    explain: Annotated[list[Method], BeforeValidator(_csv)] = Field(default_factory=list)
+    explain: Methods = Field(default_factory=list)
     priority: Priority = "routine"
     external_id: str | None = Field(None, max_length=128, pattern=PRINTABLE)
-    metadata: Annotated[dict[str, JsonValue], BeforeValidator(_json_object)] = Field(default_factory=dict)
+    metadata: Metadata = Field(default_factory=dict)
+    reuse: bool = False
 
 
-def accept(
-    database: Database, storage: Storage, settings: Settings, tenant_id: str, file: BinaryIO, wishes: Wishes
-) -> tuple[JobView, int]:
-    """Make a durable job of `file`, which stands at its start; returns the job and its version.
+class Upload(NamedTuple):
+    """A file that was looked at: it stands at its start; `size` in bytes, `sha256` in hex."""
 
-    Raises EmptyFile, TooLarge, UnsupportedType, StorageFull or Unavailable; then nothing is left behind.
-    """
-    media_type, size, sha256 = _inspect(file, settings.max_upload_bytes)
-    job_id = jobs.new_id()
-    key = f"{tenant_id}/{job_id}/input"
-    storage.put(key, file, media_type)
-
-    def submit(session: Session) -> tuple[JobView, int]:
-        job = jobs.submit(
-            session,
-            settings,
-            tenant_id=tenant_id,
-            job_id=job_id,
-            blob_key=key,
-            media_type=media_type,
-            size=size,
-            sha256=sha256,
-            **wishes.model_dump(),
-        )
-        view = views.view(session, job) if wishes.explain else views.view_of_new(job)
-        return view, job.version
-
-    try:
-        return together(database, submit)
-    except HilumError:
-        # Refused before the commit. After a commit of unknown outcome the blob must stay: a job may need it.
-        with contextlib.suppress(HilumError):
-            storage.delete(key)
-        raise
+    file: BinaryIO
+    media_type: str
+    size: int
+    sha256: str
 
 
-def _inspect(file: BinaryIO, max_bytes: int) -> tuple[str, int, str]:
-    """Media type by content, size in bytes and sha256 of `file`, in one pass; it stands at its start afterwards."""
+class Order(NamedTuple):
+    """What one request asks for: who asks, how the audit log names them, the wishes and the file."""
+
+    caller: Caller
+    by: By
+    wishes: Wishes
+    upload: Upload
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A job that a request made or found, as it was at the commit; `claim` is the key its answer is owed to."""
+
+    job: Versioned
+    reused: bool = False
+    claim: Claim | None = None
+
+
+Tell = Callable[[Accepted], Answer]
+
+
+def inspect(file: BinaryIO, max_bytes: int) -> Upload:
+    """Media type by content, size and sha256 of `file`, in one pass. EmptyFile, TooLarge, UnsupportedType."""
     head = file.read(content.HEAD_BYTES)
     if not head:
         raise EmptyFile()
@@ -107,4 +112,95 @@ def _inspect(file: BinaryIO, max_bytes: int) -> tuple[str, int, str]:
             raise TooLarge(f"A file may hold {max_bytes} bytes.", limit_bytes=max_bytes)
         chunk = file.read(CHUNK_BYTES)
     file.seek(0)
-    return media_type, size, digest.hexdigest()
+    return Upload(file, media_type, size, digest.hexdigest())
+
+
+def accept(parts: Parts, order: Order, claim: Claim | None = None, *, tell: Tell | None = None) -> Accepted:
+    """Make a durable job of the upload, or find the one that is wanted again.
+
+    With a `claim`, its key stands for the job from the commit on; `tell` says what is answered, None when the answer
+    is still open. Raises Throttled, StorageFull, Unavailable or Conflict; then nothing is left behind.
+    """
+    if claim is not None and claim.job_id is not None:
+        return together(parts.database, lambda session: _noted(session, _made_before(session, claim), tell))
+    if order.wishes.reuse:
+        found = together(parts.database, lambda session: _found(session, parts, order, claim, tell))
+        if found is not None:
+            return found
+    ensure_room(parts.database, order.caller)
+    return _made(parts, order, claim, tell)
+
+
+def ensure_room(database: Database, caller: Caller, count: int = 1) -> None:
+    """Throttled when `count` more jobs would exceed what the tenant may have waiting in the caller's mode.
+
+    It is no lock: what is submitted at the same moment may exceed the cap together. Asks nothing where there is none.
+    """
+    cap = caller.queued_cap
+    if not cap:
+        return
+    with reading(database) as session:
+        queued = session.execute(_queued(caller, at_most=cap)).scalar_one()
+    if queued + count > cap:
+        raise Throttled(f"At most {cap} jobs may wait at a time.", code="queue_full", queued_cap=cap)
+
+
+def _queued(caller: Caller, at_most: int) -> Select[int]:
+    """How many jobs wait, counted no further than `at_most`; the order keeps the planner on the index of the status."""
+    waiting = select(Job.id).where(Job.tenant_id == caller.tenant_id, Job.status == ledger.QUEUED)
+    counted = waiting.where(Job.mode == caller.mode).order_by(Job.id).limit(at_most)
+    return select(func.count()).select_from(counted.subquery())
+
+
+def _made(parts: Parts, order: Order, claim: Claim | None, tell: Tell | None) -> Accepted:
+    """A new job: the blob first, then the row."""
+    job_id, upload, wishes = jobs.new_id(), order.upload, order.wishes
+    key = f"{order.caller.tenant_id}/{job_id}/input"
+    parts.storage.put(key, upload.file, upload.media_type)
+
+    def submit(session: Session) -> Accepted:
+        job = jobs.submit(
+            session,
+            parts.settings,
+            tenant_id=order.caller.tenant_id,
+            job_id=job_id,
+            blob_key=key,
+            media_type=upload.media_type,
+            size=upload.size,
+            sha256=upload.sha256,
+            mode=order.caller.mode,
+            **wishes.model_dump(exclude={"reuse"}),
+        )
+        deeds.record(session, "job.submitted", job_id, tenant_id=job.tenant_id, **order.by)
+        view = views.view(session, job) if wishes.explain else views.view_of_new(job)
+        return _noted(session, Accepted(Versioned(view, job.version), claim=claim), tell)
+
+    try:
+        return together(parts.database, submit)
+    except HilumError:
+        # Refused before the commit. After a commit of unknown outcome the blob must stay: a job may need it.
+        with contextlib.suppress(HilumError):
+            parts.storage.delete(key)
+        raise
+
+
+def _found(session: Session, parts: Parts, order: Order, claim: Claim | None, tell: Tell | None) -> Accepted | None:
+    """The tenant's job of the same file, where there is one to reuse."""
+    job = reuse.find(session, parts.settings, order.caller, order.upload.sha256, order.wishes.explain)
+    if job is None:
+        return None
+    found = Accepted(Versioned(views.view(session, job), job.version), reused=True, claim=claim)
+    return _noted(session, found, tell)
+
+
+def _made_before(session: Session, claim: Claim) -> Accepted:
+    """The job of an earlier request with this key, whose answer was lost."""
+    job = views.get(session, claim.tenant_id, str(claim.job_id))
+    return Accepted(Versioned(views.view(session, job), job.version), claim=claim)
+
+
+def _noted(session: Session, made: Accepted, tell: Tell | None) -> Accepted:
+    """Write it to the key in the transaction of the job: neither is ever there without the other."""
+    if made.claim is not None:
+        idempotency.note(session, made.claim, tell(made) if tell else None, job_id=made.job.view.id)
+    return made

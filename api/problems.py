@@ -99,7 +99,7 @@ def _headers(error: HilumError) -> dict[str, str]:
     headers = dict(error.extra.get("headers") or {})  # type: ignore[call-overload]
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    if error.status in (429, 503):
+    if error.status in (429, 503) or "retry_after_s" in error.extra:
         headers.setdefault("Retry-After", str(error.extra.get("retry_after_s", RETRY_AFTER_S)))
     return headers
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
@@ -15,6 +18,8 @@ from shared.errors import Invalid
 SPOOL_BYTES = 4 * 2**20
 MAX_FIELDS = 32
 MAX_FIELD_BYTES = 2**16
+
+Fields = TypeVar("Fields", bound=BaseModel)
 
 
 class Parser(MultiPartParser):
@@ -29,14 +34,16 @@ class Parser(MultiPartParser):
 
 
 @asynccontextmanager
-async def reading_form(request: Request) -> AsyncIterator[FormData]:
-    """The form of `request`, open within the block; Invalid when it is none, is cut short or holds two files."""
+async def reading_form(
+    request: Request, parser_of: type[Parser] = Parser, *, max_files: int = 1
+) -> AsyncIterator[FormData]:
+    """The form of `request`, open within the block; Invalid when it is none, is cut short or holds too many files."""
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise Invalid("The body must be multipart/form-data with the image in the field `file`.")
-    parser = Parser(
+    parser = parser_of(
         request.headers,
         request.stream(),
-        max_files=1,
+        max_files=max_files,
         max_fields=MAX_FIELDS,
         max_part_size=MAX_FIELD_BYTES,
     )
@@ -53,6 +60,20 @@ def file_of(form: FormData) -> UploadFile:
     if not isinstance(upload, UploadFile):
         raise Invalid("The form needs the image as a file in the field `file`.", code="missing_file")
     return upload
+
+
+def fields_of(form: FormData, model: type[Fields]) -> Fields:
+    """The fields beside the files, checked; Invalid for one given twice, RequestValidationError names wrong ones."""
+    fields: dict[str, str | UploadFile] = {}
+    for name, value in form.multi_items():
+        if name in fields:
+            raise Invalid(f"The field `{name}` is given twice.")
+        if name != "file":
+            fields[name] = value
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        raise RequestValidationError([{**e, "loc": ("body", *e["loc"])} for e in error.errors()]) from error
 
 
 async def _parse(parser: Parser) -> FormData:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from functools import partial
+from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
-from pydantic import AfterValidator, ValidationError
+from pydantic import AfterValidator
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
 
-from api import intake, waiting
-from api.deps import PartsDep, ReaderDep, SubmitterDep
+from api import idempotency, intake, waiting
+from api.deps import ByDep, Caller, CallerDep, Parts, PartsDep, ReaderDep, SubmitterDep
 from api.examples import JOB, PAGE, UPLOAD_FORM
+from api.idempotency import IdempotencyKey
 from api.params import ArtifactName, JobId, WaitSeconds
 from api.problems import documented
-from api.uploads import file_of, reading_form
+from api.uploads import fields_of, file_of, reading_form
 from api.waiting import Versioned
 from shared import errors, jobs, views
 from shared.db import reading, transaction
+from shared.deeds import By
+from shared.idempotency import Answer
 from shared.schemas import JobPage, JobView, Priority, Status
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -27,12 +30,14 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 UPLOAD_ERRORS = documented(
     errors.Unauthenticated,
     errors.Forbidden,
+    errors.Conflict,
     errors.TooLarge,
     errors.UnsupportedType,
     errors.Invalid,
     errors.EmptyFile,
     errors.Unavailable,
     errors.StorageFull,
+    errors.BundleError,
 )
 READ_ERRORS = documented(errors.Unauthenticated, errors.Forbidden, errors.NotFound, errors.Invalid, errors.Unavailable)
 
@@ -45,6 +50,7 @@ IfNoneMatch = Annotated[str | None, Header(description="the ETag you hold; 304 w
     response_model=JobView,
     summary="Submit a radiograph",
     responses={
+        200: {"model": JobView, "description": "`reuse=true`: a job of the same file that there was already"},
         201: {"model": JobView, "description": "`Prefer: wait` was met: the job has ended"},
         202: {"description": "durable and queued", "content": {"application/json": {"example": JOB}}},
         **UPLOAD_ERRORS,
@@ -54,30 +60,22 @@ IfNoneMatch = Annotated[str | None, Header(description="the ETag you hold; 304 w
 async def submit(
     request: Request,
     tenant_id: SubmitterDep,
+    caller: CallerDep,
+    by: ByDep,
     parts: PartsDep,
     prefer: Annotated[str | None, Header(description="`wait=N`: answer with the ended job within N s")] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Accept one image as a durable job; the answer is sent after the commit."""
-    async with reading_form(request) as form:
-        upload, wishes = file_of(form), wishes_of(form)
-        made = Versioned(
-            *await run_in_threadpool(
-                intake.accept,
-                parts.database,
-                parts.storage,
-                parts.settings,
-                tenant_id,
-                upload.file,
-                wishes,
-            )
-        )
-    location = f"/v1/jobs/{made.view.id}"
     wait_s = waiting.preferred_s(prefer, parts.settings.max_wait_s)
+    async with reading_form(request) as form:
+        made = await run_in_threadpool(_accept, parts, caller, by, form, idempotency_key, wait_s)
+    if isinstance(made, Answer):
+        return idempotency.reply(made)
     if wait_s is None:
-        return answer(made, 202, Location=location)
-    made = await waiting.ended(parts, tenant_id, made.view.id, wait_s)
-    status = 201 if made.view.status.terminal else 202
-    return answer(made, status, Location=location, **{"Preference-Applied": f"wait={wait_s:g}"})
+        return idempotency.reply(_accepted(made))
+    ended = _ended(parts, tenant_id, made, wait_s)
+    return idempotency.reply(await idempotency.answered(parts.database, made.claim, ended))
 
 
 @router.get(
@@ -135,6 +133,7 @@ def page(
     top_class: Text | None = None,
     priority: Priority | None = None,
     external_id: Text | None = None,
+    batch: Text | None = None,
     created_after: Moment | None = None,
     created_before: Moment | None = None,
 ) -> Response:
@@ -149,6 +148,7 @@ def page(
             top_class=top_class,
             priority=priority,
             external_id=external_id,
+            batch=batch,
             created_after=created_after,
             created_before=created_before,
         )
@@ -187,21 +187,44 @@ def artifact(job_id: JobId, name: ArtifactName, tenant_id: ReaderDep, parts: Par
     return Response(parts.storage.get(key), media_type=media_type, headers=headers)
 
 
-def wishes_of(form: FormData) -> intake.Wishes:
-    """The fields beside the file, checked; RequestValidationError names the wrong ones."""
-    fields: dict[str, Any] = {}
-    for name, value in form.multi_items():
-        if name in fields:
-            raise errors.Invalid(f"The field `{name}` is given twice.")
-        if name != "file":
-            fields[name] = value
-    try:
-        return intake.Wishes.model_validate(fields)
-    except ValidationError as error:
-        raise RequestValidationError([{**e, "loc": ("body", *e["loc"])} for e in error.errors()]) from error
+def _accept(
+    parts: Parts, caller: Caller, by: By, form: FormData, key: str | None, wait_s: float | None
+) -> intake.Accepted | Answer:
+    """The job that the form makes or finds, or what the same request was answered before."""
+    upload, request = file_of(form), None
+    order = intake.Order(
+        caller, by, fields_of(form, intake.Wishes), intake.inspect(upload.file, parts.settings.max_upload_bytes)
+    )
+    if key is not None:
+        fields = order.wishes.model_dump(mode="json")
+        request = idempotency.keyed(caller, key, "POST /v1/jobs", order.upload.sha256, fields)
+    act = partial(intake.accept, parts, order, tell=_accepted if wait_s is None else None)
+    return idempotency.once(parts.database, request, act, wait_s=wait_s or 0.0)
 
 
-def answer(found: Versioned, status: int = 200, **headers: str) -> Response:
+def _accepted(made: intake.Accepted) -> Answer:
+    """What is answered to who does not wait."""
+    return said(made.job, 200 if made.reused else 202, **_named(made))
+
+
+async def _ended(parts: Parts, tenant_id: str, made: intake.Accepted, wait_s: float) -> Answer:
+    """What is answered to who waits."""
+    found = await waiting.ended(parts, tenant_id, made.job.view.id, wait_s)
+    status = 200 if made.reused else 201 if found.view.status.terminal else 202
+    return said(found, status, **_named(made), **{"Preference-Applied": f"wait={wait_s:g}"})
+
+
+def _named(made: intake.Accepted) -> dict[str, str]:
+    reused = {"Hilum-Reused": "true"} if made.reused else {}
+    return {"Location": f"/v1/jobs/{made.job.view.id}", **reused}
+
+
+def said(found: Versioned, status: int = 200, **headers: str) -> Answer:
     """A job as JSON with its entity tag."""
     sent = {"ETag": found.etag, "Cache-Control": "private, no-cache", **headers}
-    return Response(found.view.model_dump_json(), status, headers=sent, media_type="application/json")
+    return Answer(status, sent, found.view.model_dump_json())
+
+
+def answer(found: Versioned) -> Response:
+    """A job as a response."""
+    return idempotency.reply(said(found))

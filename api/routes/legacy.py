@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from typing import Any
+from typing import Any, BinaryIO
 
 from fastapi import APIRouter, Query, Request
 from pydantic import Field
@@ -12,13 +12,13 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
 
 from api import intake, waiting
-from api.deps import LegacyTenantDep, Parts, PartsDep
+from api.deps import Caller, LegacyCallerDep, Parts, PartsDep, done_by
 from api.examples import PREDICT_FORM
 from api.problems import documented
 from api.uploads import file_of, reading_form
-from api.waiting import Versioned
 from shared import errors, views
 from shared.db import reading
+from shared.deeds import By
 from shared.errors import Conflict, HilumError, Invalid, Rejected, Unavailable
 from shared.schemas import Analysis, Frozen, JobView, Status
 
@@ -75,7 +75,7 @@ async def health() -> dict[str, bool]:
 )
 async def predict(
     request: Request,
-    tenant_id: LegacyTenantDep,
+    caller: LegacyCallerDep,
     parts: PartsDep,
     gradcam: bool = Query(False, description="also accepted as a field of the form"),
 ) -> Prediction:
@@ -84,28 +84,24 @@ async def predict(
     async with reading_form(request) as form:
         gradcam = _flag(form, gradcam)
         wishes = intake.Wishes(explain=["gradcam"] if gradcam else [], priority="urgent")
-        made = Versioned(
-            *await run_in_threadpool(
-                intake.accept,
-                parts.database,
-                parts.storage,
-                parts.settings,
-                tenant_id,
-                file_of(form).file,
-                wishes,
-            )
-        )
-    view = await _diagnosed(parts, tenant_id, made, deadline)
+        by = done_by(caller, request)
+        made = await run_in_threadpool(_accept, parts, caller, by, wishes, file_of(form).file)
+    job_id = made.job.view.id
+    view = await _diagnosed(parts, caller.tenant_id, job_id, deadline)
     assert view.result is not None
     fields = _named(view.result)
     if gradcam:
-        fields["gradcam_jpg_base64"] = await _picture(parts, tenant_id, made.view.id, deadline)
+        fields["gradcam_jpg_base64"] = await _picture(parts, caller.tenant_id, job_id, deadline)
     return Prediction(**fields)
 
 
-async def _diagnosed(parts: Parts, tenant_id: str, made: Versioned, deadline: float) -> JobView:
+def _accept(parts: Parts, caller: Caller, by: By, wishes: intake.Wishes, file: BinaryIO) -> intake.Accepted:
+    upload = intake.inspect(file, parts.settings.max_upload_bytes)
+    return intake.accept(parts, intake.Order(caller, by, wishes, upload))
+
+
+async def _diagnosed(parts: Parts, tenant_id: str, job_id: str, deadline: float) -> JobView:
     """The succeeded job; every other end is an error that names the job."""
-    job_id = made.view.id
     view = (await waiting.ended(parts, tenant_id, job_id, waiting.remaining_s(deadline))).view
     where = {"headers": _location(job_id), "job": job_id}
     if view.status is Status.SUCCEEDED:
