@@ -13,11 +13,12 @@ from fastapi import FastAPI
 from api import keyuse, problems
 from api.deps import open_parts
 from api.limits import BodyLimit, RequestLog
-from api.routes import explanations, health, jobs, legacy, models, root
-from shared import logs
+from api.routes import audit, batches, explanations, health, jobs, keys, legacy, models, purge, root
+from shared import errors, logs
 from shared.schemas import DISCLAIMER, Problem
 from shared.settings import Settings
 
+THROTTLED = problems.documented(errors.Throttled)[errors.Throttled.status]  # wherever a key is needed
 DESCRIPTION = f"A chest X-ray goes in, a durable and explained diagnosis comes out.\n\n{DISCLAIMER}"
 
 
@@ -38,9 +39,9 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,  # a redirect would be built from the Host header, and send the key after it
     )
     app.state.settings = settings
-    for module in (jobs, explanations, models, health, legacy, root):
+    for module in (jobs, purge, batches, explanations, keys, audit, models, health, legacy, root):
         app.include_router(module.router)
-    app.add_middleware(BodyLimit, upload_bytes=settings.max_upload_bytes)
+    app.add_middleware(BodyLimit, upload_bytes=settings.max_upload_bytes, batch_bytes=settings.batch_bytes)
     app.add_middleware(RequestLog)
     problems.install(app)
     _describe_problems(app)
@@ -55,6 +56,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
     finally:
         await parts.notifier.close()
+        await parts.rates.close()
         noting.cancel()
         await keyuse.note(parts)
         parts.database.engine.dispose()
@@ -71,6 +73,8 @@ def _describe_problems(app: FastAPI) -> None:
         for path in document["paths"].values():
             for operation in path.values():
                 _drop_framework_error(operation)
+                if operation.get("security"):
+                    operation["responses"].setdefault("429", THROTTLED)
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -13,11 +13,13 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import problems
+from api.rates import RATE_HEADERS
 from shared import logs, metrics
 from shared.errors import TooLarge
 
 FORM_OVERHEAD_BYTES = 2**20
 PLAIN_BODY_BYTES = 2**16
+BATCHES = "/v1/batches"  # many files in one form
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -27,23 +29,23 @@ log = logs.get("api.requests")
 class BodyLimit:
     """Answers 413 before the first byte is read when the length is declared, and at the limit when it is not."""
 
-    def __init__(self, app: ASGIApp, *, upload_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, upload_bytes: int, batch_bytes: int) -> None:
         self.app = app
-        self.upload_bytes = upload_bytes
+        self.upload_bytes, self.batch_bytes = upload_bytes, batch_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         headers = Headers(scope=scope)
-        limit = self._limit(headers)
+        limit = self._limit(headers, scope["path"])
         declared = headers.get("content-length", "")
         if declared.isdigit() and int(declared) > limit:
             return await self._refuse(limit, scope)(scope, receive, send)
         await self.app(scope, _counted(receive, limit), send)
 
-    def _limit(self, headers: Headers) -> int:
+    def _limit(self, headers: Headers, path: str) -> int:
         if headers.get("content-type", "").lower().startswith("multipart/"):
-            return self.upload_bytes + FORM_OVERHEAD_BYTES
+            return (self.batch_bytes if path == BATCHES else self.upload_bytes) + FORM_OVERHEAD_BYTES
         return PLAIN_BODY_BYTES
 
     def _refuse(self, limit: int, scope: Scope) -> Response:
@@ -69,7 +71,7 @@ class RequestLog:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+                MutableHeaders(scope=message).update({"X-Request-Id": request_id, **scope.get(RATE_HEADERS, {})})
             await send(message)
 
         with logs.bind(request_id=request_id):
