@@ -44,6 +44,7 @@ app = typer.Typer(
 )
 for name, group in records.GROUPS.items():
     app.add_typer(group, name=name)
+app.command()(records.purge)
 
 
 def main() -> None:
@@ -87,16 +88,19 @@ def api(
 
 @app.command()
 def sweep(once: Annotated[bool, typer.Option(help="One round, then exit.")] = False) -> None:
-    """Free what dead workers held and ring for what waits; safe in several copies."""
+    """Free what dead workers held, ring for what waits, play test jobs, purge what is past its time; safe in copies."""
+    from api import chores
     from api import sweep as sweeping
     from shared.db import open_database
     from shared.queue import ringer
+    from shared.storage import open_storage
 
     settings = _settings()
     logs.configure(settings, "sweep")
     database = open_database(settings, ring=ringer(settings))
     if once:
-        sweeping.once(database, settings, sweeping.Sweeper())
+        if sweeping.once(database, settings, sweeping.Sweeper()):
+            chores.once(chores.Chores(database, open_storage(settings), settings))
         return
     stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -37,6 +37,7 @@ AT_ONCE = 100  # jobs or events in one transaction
 # Retention waits this much longer for a job or an event that a receiver has not been told of: the default schedule of
 # deliveries ends within four days.
 UNDELIVERED_DAYS = 7
+LONGEST_DAYS = 36_500  # the calendar has an end
 
 log = logs.get("shared.purge")
 
@@ -88,12 +89,13 @@ def retire(database: Database, storage: Storage, settings: Settings) -> Purged:
             purged = _retire_jobs(database, storage, tenant_id, before)
             if purged.jobs:
                 return purged
-    return _retire_events(database, now - timedelta(days=settings.event_retention_days))
+    return _retire_events(database, now - timedelta(days=min(settings.event_retention_days, LONGEST_DAYS)))
 
 
 def days_of(tenant: Tenant, settings: Settings) -> int:
     """For how many days the jobs of a tenant are kept after their end; 0: for ever."""
-    return settings.retention_days if tenant.retention_days is None else tenant.retention_days
+    own = settings.retention_days if tenant.retention_days is None else tenant.retention_days
+    return min(own, LONGEST_DAYS)
 
 
 # ---------------------------------------------------------------- what is to go
