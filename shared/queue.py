@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from celery import Celery
-from kombu import Connection, uuid
+from kombu import Connection, Producer, uuid
 from sqlalchemy.orm import Session
 
 from shared import logs
@@ -21,6 +21,7 @@ DELIVER = "deliver"
 QUEUES = (ANALYZE, EXPLAIN, DELIVER)
 
 DEAF_S = 2.0  # after a failed ring the broker is left alone this long; the sweeper rings for what was missed
+STEPS = 3  # a ring waits for a free connection, for the connection to be made, and for its answer
 
 log = logs.get("shared.queue")
 
@@ -44,7 +45,7 @@ def celery(settings: Settings) -> Celery:
         worker_prefetch_multiplier=1,
         broker_connection_retry_on_startup=True,
         broker_connection_timeout=settings.broker_timeout_s,
-        broker_transport_options=_transport(settings),
+        broker_transport_options=_transport(settings, settings.broker_timeout_s),
         worker_hijack_root_logger=False,
         worker_send_task_events=False,
         worker_cancel_long_running_tasks_on_connection_loss=False,
@@ -57,6 +58,8 @@ def ringer(settings: Settings) -> Callable[[str], None]:
     if not settings.broker_url:
         return _unheard
     app = celery(settings)
+    step_s = settings.broker_timeout_s / STEPS
+    app.conf.update(broker_connection_timeout=step_s, broker_transport_options=_transport(settings, step_s))
     deaf_until = 0.0
     lock = threading.Lock()
 
@@ -65,7 +68,9 @@ def ringer(settings: Settings) -> Callable[[str], None]:
         if time.monotonic() < deaf_until:
             return
         try:
-            _publish(app, bell)
+            with app.amqp.producer_pool.acquire(block=True, timeout=step_s) as producer:
+                if time.monotonic() >= deaf_until:  # another ring may have failed while this one waited
+                    _publish(app, producer, bell)
         except Exception as error:
             # Whatever a transport raises: the row is the truth, and the sweeper rings again.
             with lock:
@@ -75,33 +80,35 @@ def ringer(settings: Settings) -> Callable[[str], None]:
     return ring
 
 
-def _publish(app: Celery, bell: str) -> None:
+def _publish(app: Celery, producer: Producer, bell: str) -> None:
     """Put one message of the bell's task straight into its queue.
 
-    It is what `send_task` would put there, for a third of the time: a bell has no arguments, no route to look up and
-    no queue to declare, since the worker that listens has declared its own.
+    It is what `send_task` would put there, for a third of the time: a bell has no arguments and no route to look up.
+    The queue is declared once per connection: RabbitMQ drops a message whose queue no worker has declared yet.
     """
     message = app.amqp.as_task_v2(uuid(), task_name(bell), ignore_result=True)
-    with app.amqp.producer_pool.acquire(block=True) as producer:
-        producer.publish(
-            message.body,
-            exchange="",
-            routing_key=bell,
-            serializer="json",
-            headers=message.headers,
-            retry=False,
-            **message.properties,
-        )
+    producer.publish(
+        message.body,
+        exchange="",
+        routing_key=bell,
+        serializer="json",
+        headers=message.headers,
+        declare=[app.amqp.queues[bell]],
+        retry=False,
+        **message.properties,
+    )
 
 
 def answers(settings: Settings) -> bool:
     """Whether the broker answers; may take a few times `broker_timeout_s` where packets vanish."""
     if not settings.broker_url:
         return False
-    connection = Connection(settings.broker_url, transport_options=_transport(settings))
+    timeout_s = settings.broker_timeout_s
+    options = _transport(settings, timeout_s)
+    connection = Connection(settings.broker_url, connect_timeout=timeout_s, transport_options=options)
     try:
         with connection:
-            connection.ensure_connection(max_retries=1, timeout=settings.broker_timeout_s)
+            connection.ensure_connection(max_retries=1, timeout=timeout_s)
             return connection.default_channel is not None
     except Exception:
         # Each transport raises errors of its own, and all of them mean the same here.
@@ -117,13 +124,15 @@ def _unheard(bell: str) -> None:
     log.debug("no_broker", bell=bell)
 
 
-def _transport(settings: Settings) -> dict[str, Any]:
+def _transport(settings: Settings, timeout_s: float) -> dict[str, Any]:
     """A black-holed broker must not hold a request: kombu's sockets wait for ever unless told."""
+    if settings.broker_url.startswith(("amqp", "pyamqp")):
+        return {"read_timeout": timeout_s, "write_timeout": timeout_s}
     if not settings.broker_url.startswith(("redis", "valkey")):
         return {}
     return {
-        "socket_timeout": settings.broker_timeout_s,
-        "socket_connect_timeout": settings.broker_timeout_s,
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": timeout_s,
         "socket_keepalive": True,
         "retry_on_timeout": False,
         "max_retries": 0,
