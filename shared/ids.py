@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 
 from ulid import ULID
 
+EPOCH = datetime.fromtimestamp(0, UTC)
 PATTERN = re.compile(r"[a-z]{3}_[0-9A-HJKMNP-TV-Z]{26}")
 
 
@@ -17,4 +18,4 @@ def new(prefix: str) -> str:
 
 def earliest(prefix: str, moment: datetime) -> str:
     """The lowest id that can have been made at `moment`: every id that sorts before it is older."""
-    return f"{prefix}_{ULID(ULID.from_datetime(moment).bytes[:6] + bytes(10))}"
+    return f"{prefix}_{ULID(ULID.from_datetime(max(moment, EPOCH)).bytes[:6] + bytes(10))}"

@@ -14,6 +14,7 @@ DISCLAIMER = (
 )
 
 Priority = Literal["stat", "urgent", "routine"]
+Mode = Literal["live", "test"]
 Method = Literal["gradcam"]
 EventType = Literal[
     "job.succeeded",

@@ -23,7 +23,7 @@ from shared import errors, jobs, views
 from shared.db import reading, transaction
 from shared.deeds import By
 from shared.idempotency import Answer
-from shared.schemas import JobPage, JobView, Priority, Status
+from shared.schemas import JobPage, JobView, Mode, Priority, Status
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -108,6 +108,8 @@ async def read(
 
 
 def _utc(moment: datetime) -> datetime:
+    if not 1970 <= moment.year <= 9998:
+        raise ValueError("a year from 1970 to 9998")
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
@@ -134,6 +136,7 @@ def page(
     priority: Priority | None = None,
     external_id: Text | None = None,
     batch: Text | None = None,
+    mode: Mode | None = None,
     created_after: Moment | None = None,
     created_before: Moment | None = None,
 ) -> Response:
@@ -149,6 +152,7 @@ def page(
             priority=priority,
             external_id=external_id,
             batch=batch,
+            mode=mode,
             created_after=created_after,
             created_before=created_before,
         )
@@ -191,12 +195,10 @@ def _accept(
     parts: Parts, caller: Caller, by: By, form: FormData, key: str | None, wait_s: float | None
 ) -> intake.Accepted | Answer:
     """The job that the form makes or finds, or what the same request was answered before."""
-    upload, request = file_of(form), None
-    order = intake.Order(
-        caller, by, fields_of(form, intake.Wishes), intake.inspect(upload.file, parts.settings.max_upload_bytes)
-    )
+    file, wishes, request = file_of(form).file, fields_of(form, intake.Wishes), None
+    order = intake.Order(caller, by, wishes, intake.inspect(file, parts.settings.max_upload_bytes))
     if key is not None:
-        fields = order.wishes.model_dump(mode="json")
+        fields = wishes.model_dump(mode="json")
         request = idempotency.keyed(caller, key, "POST /v1/jobs", order.upload.sha256, fields)
     act = partial(intake.accept, parts, order, tell=_accepted if wait_s is None else None)
     return idempotency.once(parts.database, request, act, wait_s=wait_s or 0.0)

@@ -8,6 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
+from shared import batches, jobs
+from shared.db import Database, transaction
+from shared.settings import Settings
 from tests.api.conftest import Hand, Submit, both
 from tests.values import analysis
 
@@ -49,6 +52,25 @@ def test_filters_choose(client: httpx.Client, submit: Submit, hand: Hand) -> Non
 
 
 @both
+def test_a_batch_and_a_mode_choose(
+    client: httpx.Client, submit: Submit, database: Database, settings: Settings, tenant_id: str
+) -> None:
+    alone = submit()["id"]
+    of_batch, rehearsed = jobs.new_id(), jobs.new_id()
+    stored = {"blob_key": "b", "media_type": "image/png", "size": 1, "sha256": "0" * 64, "tenant_id": tenant_id}
+    with transaction(database) as session:
+        batches.create(session, tenant_id=tenant_id, batch_id="bat_1", total=1)
+        jobs.submit(session, settings, job_id=of_batch, batch_id="bat_1", **stored)
+        jobs.submit(session, settings, job_id=rehearsed, mode="test", **stored)
+    assert listed(client, batch="bat_1") == [of_batch]
+    assert listed(client, batch="bat_2") == []
+    assert listed(client, mode="test") == [rehearsed]
+    assert set(listed(client, mode="live")) == {alone, of_batch}
+    shown = {job["id"]: (job["batch"], job["test"]) for job in client.get("/v1/jobs").json()["jobs"]}
+    assert shown == {alone: (None, False), of_batch: ("bat_1", False), rehearsed: (None, True)}
+
+
+@both
 def test_bounds_in_time_are_exclusive_and_mean_utc_without_a_zone(client: httpx.Client, submit: Submit) -> None:
     first, second = submit(), submit()
     moment = datetime.fromisoformat(second["created_at"])
@@ -67,6 +89,9 @@ def test_bounds_in_time_are_exclusive_and_mean_utc_without_a_zone(client: httpx.
         {"status": "done"},
         {"priority": "asap"},
         {"created_after": "yesterday"},
+        {"created_after": "0001-01-01T00:00:00+14:00"},
+        {"created_before": "9999-12-31T23:59:59-12:00"},
+        {"mode": "demo"},
         {"cursor": "job_x"},
         {"cursor": "' OR 1=1 --"},
         {"external_id": "a\x00b"},

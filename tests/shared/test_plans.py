@@ -1,45 +1,56 @@
-"""Claiming and sweeping read only the rows they take, however many rows there are: through the partial indexes."""
+"""Claiming, sweeping and listing read only the rows they take, however many rows there are: through their indexes."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import insert
 
-from shared import ledger
-from shared.db import reading, transaction
-from shared.models import Job
+from shared import ids, ledger, views
+from shared.db import Database, reading, transaction
+from shared.models import Batch, Job
 
 NOW = datetime.now(UTC)
 MANY = 3000
 
 
 @pytest.fixture
-def crowded(database, tenant_id):
-    """Many rows that ended, and a few that wait or run."""
-    common = {"tenant_id": tenant_id, "priority": "routine", "free": {}, "media_type": "image/png", "size": 1}
-    rows = [
-        {
-            **common,
-            "id": f"job_{i:026d}",
-            "status": "queued" if i % 100 == 0 else "running" if i % 100 == 1 else "succeeded",
-            "due_at": NOW,
-            "ready_at": NOW,
-            "lease_until": NOW,
-            "created_at": NOW,
-            "blob_key": "b",
-            "sha256": "0" * 64,
-        }
-        for i in range(MANY)
-    ]
+def crowded(database: Database, tenant_id: str) -> Database:
+    """Many rows that ended, a minute apart, and a few that wait or run; of every filter something is rare."""
     with transaction(database) as session:
-        session.execute(insert(Job), rows)
+        batch = {"tenant_id": tenant_id, "free": {}, "total": 1, "open": 1, "created_at": NOW}
+        session.execute(insert(Batch), [{**batch, "id": "bat_1"}])
+        session.execute(insert(Job), [_row(i, tenant_id) for i in range(MANY)])
         session.connection().exec_driver_sql("ANALYZE")
     return database
 
 
-def _plan(database, statement) -> str:
+def _row(i: int, tenant_id: str) -> dict[str, Any]:
+    made = NOW - timedelta(minutes=MANY - i)
+    return {
+        "id": f"{ids.earliest('job', made)[:-4]}{i:04d}",
+        "tenant_id": tenant_id,
+        "status": {0: "queued", 1: "running", 2: "failed"}.get(i % 100, "succeeded"),
+        "mode": "test" if i % 500 == 7 else "live",
+        "priority": "stat" if i % 200 == 5 else "routine",
+        "external_id": f"study-{i}",
+        "batch_id": "bat_1" if i % 300 == 9 else None,
+        "top_class": ("covid19" if i % 400 == 11 else "normal") if i % 100 > 1 else None,
+        "due_at": NOW,
+        "ready_at": NOW,
+        "lease_until": NOW,
+        "created_at": made,
+        "free": {},
+        "media_type": "image/png",
+        "size": 1,
+        "blob_key": "b",
+        "sha256": "0" * 64,
+    }
+
+
+def _plan(database: Database, statement: Any) -> str:
     name = database.engine.dialect.name
     compiled = statement.compile(dialect=database.engine.dialect, compile_kwargs={"literal_binds": True})
     explain = "EXPLAIN QUERY PLAN " if name == "sqlite" else "EXPLAIN "
@@ -48,12 +59,16 @@ def _plan(database, statement) -> str:
         return "\n".join(str(tuple(row)) for row in rows)
 
 
+def _drop(database: Database, index: str) -> None:
+    with transaction(database) as session:
+        session.connection().exec_driver_sql(f"DROP INDEX {index}")
+    database.engine.dispose()  # an open connection would plan with the schema it remembers
+
+
 def test_claiming_reads_the_index_of_what_waits(crowded):
     claiming = ledger._waiting(Job, NOW).limit(1)
     assert "ix_jobs_waiting" in _plan(crowded, claiming)
-    with transaction(crowded) as session:
-        session.connection().exec_driver_sql("DROP INDEX ix_jobs_waiting")
-    crowded.engine.dispose()  # an open connection would plan with the schema it remembers
+    _drop(crowded, "ix_jobs_waiting")
     assert "ix_jobs_waiting" not in _plan(crowded, claiming)
 
 
@@ -61,3 +76,32 @@ def test_sweeping_reads_the_index_of_what_is_held(crowded):
     with reading(crowded) as session:
         sweeping = ledger._overdue(session, Job)
     assert "ix_jobs_held" in _plan(crowded, sweeping)
+
+
+LISTED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    # A tenant to whom most rows belong is as well served by the order of the ids.
+    "all": ({}, ("ix_jobs_tenant_id_id", "pk_jobs")),
+    "status": ({"status": "failed"}, ("ix_jobs_tenant_id_status_id",)),
+    "top_class": ({"top_class": "covid19"}, ("ix_jobs_tenant_id_top_class_id",)),
+    "priority": ({"priority": "stat"}, ("ix_jobs_tenant_id_priority_id",)),
+    "external_id": ({"external_id": "study-17"}, ("ix_jobs_tenant_id_external_id_id",)),
+    "batch": ({"batch": "bat_1"}, ("ix_jobs_batch_id_id",)),
+    "mode": ({"mode": "test"}, ("ix_jobs_tenant_id_id_test",)),
+}
+READS_TOO_MUCH = ("Sort", "TEMP B-TREE", "Seq Scan", "SCAN")
+
+
+def test_listing_walks_the_index_of_its_filter(crowded, tenant_id):
+    for name, (filters, indexes) in LISTED.items():
+        plan = _plan(crowded, views.listed(tenant_id, **filters).limit(51))
+        assert any(index in plan for index in indexes), f"{name}: {plan}"
+        assert not any(word in plan for word in READS_TOO_MUCH), f"{name}: {plan}"
+
+
+def test_a_bound_in_time_is_a_bound_of_the_index(crowded, tenant_id):
+    middle = NOW - timedelta(minutes=MANY // 2)
+    searched = "Index Cond:" if crowded.engine.dialect.name == "postgresql" else "SEARCH"
+    for bound, sign in (("created_after", ">"), ("created_before", "<")):
+        plan = _plan(crowded, views.listed(tenant_id, **{bound: middle}).limit(51))
+        lines = [line.replace(" ", "") for line in plan.splitlines() if searched in line]
+        assert any(f"id{sign}" in line.replace("(id)::text", "id") for line in lines), f"{bound}: {plan}"
