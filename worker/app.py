@@ -9,12 +9,13 @@ from typing import Any
 from celery import Celery, signals
 from celery.platforms import SecurityWarning
 
-from shared import bundles, logs
+from shared import bundles, deliveries, logs
 from shared.bundles import Bundle
 from shared.errors import Misconfigured
-from shared.queue import ANALYZE, QUEUES, celery
+from shared.queue import ANALYZE, DELIVER, EXPLAIN, QUEUES, celery
 from shared.settings import Settings
 from worker import tasks
+from worker.deliver import Dispatcher
 from worker.loop import Pulse
 from worker.parts import Parts, StopFlag, open_parts
 from worker.runtimes import choose, compiled
@@ -28,35 +29,39 @@ class Process:
     def __init__(self, settings: Settings, bundle: Bundle, queues: tuple[str, ...], threads: int) -> None:
         self.stop = StopFlag()
         self._plan = (settings, bundle, queues, threads)
-        self._opened: tuple[int, Parts, Pulse] | None = None
+        self._opened: tuple[int, Parts, list[Dispatcher | Pulse]] | None = None
 
     def parts(self) -> Parts:
         """The parts of this process."""
         if self._opened is None or self._opened[0] != os.getpid():
             settings, bundle, queues, threads = self._plan
             parts = open_parts(settings, bundle, queues=queues, threads=threads, stop=self.stop)
-            self._opened = (os.getpid(), parts, Pulse(parts))
+            dispatcher = [Dispatcher(parts)] if DELIVER in queues else []
+            self._opened = (os.getpid(), parts, [*dispatcher, Pulse(parts)])
         return self._opened[1]
 
     def begin(self, **_: Any) -> None:
-        """A child was forked (or the solo pool starts): its heart beats, and its networks load in the background."""
+        """A child was forked (or the solo pool starts): its heart beats, its networks load, its deliveries are sent."""
         logs.configure(self._plan[0], "worker")
         self.parts()
         assert self._opened
-        self._opened[2].start()
+        for part in self._opened[2]:
+            part.start()
 
     def end(self, **_: Any) -> None:
         """A child ends in good order."""
         if self._opened is not None and self._opened[0] == os.getpid():
             self.stop.set()
-            self._opened[2].stop()
+            for part in self._opened[2]:
+                part.stop()
             self._opened[1].close()
 
 
 def run(settings: Settings, queues: tuple[str, ...], concurrency: int) -> int:
     """Work until SIGTERM or SIGINT and return the exit code; BundleError, Misconfigured before anything starts."""
     _check(settings, queues)
-    bundle = bundles.read(settings.bundle)
+    works = {ANALYZE, EXPLAIN} & set(queues)
+    bundle = bundles.read(settings.bundle) if works else bundles.read_manifest(settings.bundle)
     solo = settings.device == "cuda"  # CUDA does not survive a fork
     if ANALYZE in queues:
         choose.prepare(bundle, cache=settings.cache, runtime=settings.runtime, device=settings.device)
@@ -96,6 +101,7 @@ def threads_of(settings: Settings, concurrency: int) -> int:
 
 
 def _check(settings: Settings, queues: tuple[str, ...]) -> None:
+    deliveries.pauses_s(settings)
     if not settings.broker_url:
         raise Misconfigured("REDIS_URL names no broker; `hilum up` brings one of its own")
     if unknown := set(queues) - set(QUEUES) or (not queues and {""}):

@@ -35,7 +35,10 @@ class StopFlag:
 
 @dataclass
 class Parts:
-    """The settings, the connections and the networks of one process; `busy` is held by the thread that works."""
+    """The settings, the connections and the networks of one process; `busy` is held by the thread that works.
+
+    `rung` is set when a delivery may be due, or a slot is free for one.
+    """
 
     settings: Settings
     bundle: Bundle
@@ -46,6 +49,7 @@ class Parts:
     storage: Storage
     sandbox: Sandbox
     busy: threading.Lock = field(default_factory=threading.Lock)
+    rung: threading.Event = field(default_factory=threading.Event)
     _loading: threading.Lock = field(default_factory=threading.Lock)
     _predictor: Predictor | None = None
 

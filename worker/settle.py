@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
@@ -14,7 +15,6 @@ from shared.db import transaction
 from shared.errors import BundleError, HilumError, LeaseLost, Misconfigured, NotFound
 from shared.schemas import Failure
 from worker.artifacts import Files
-from worker.lease import Lease
 from worker.parts import Parts
 
 End = Callable[[Session], None]
@@ -25,7 +25,15 @@ PAUSE_S = 1.0
 log = logs.get("worker.settle")
 
 
-def settle(parts: Parts, lease: Lease, end: End) -> None:
+class Holding(Protocol):
+    """Whoever holds a row and knows when it is another's."""
+
+    @property
+    def lost(self) -> bool:
+        """Whether the row is another worker's by now."""
+
+
+def settle(parts: Parts, lease: Holding, end: End) -> None:
     """Write how a row ended, unless it is another worker's by now; a database that restarts is waited for."""
     for left in reversed(range(TRIES)):
         try:

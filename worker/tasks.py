@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from celery import Celery
 
-from shared.queue import ANALYZE, EXPLAIN, task_name
+from shared.queue import ANALYZE, DELIVER, EXPLAIN, task_name
 from worker.loop import drain
 from worker.parts import Parts
 
@@ -23,3 +23,8 @@ def register(app: Celery, parts: Callable[[], Parts]) -> None:
     def explain() -> None:
         """Draw the explanations that wait, the earliest due first."""
         drain(parts(), EXPLAIN)
+
+    @app.task(name=task_name(DELIVER))
+    def deliver() -> None:
+        """Wake the dispatcher of this process, which sends what is due."""
+        parts().rung.set()
