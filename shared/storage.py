@@ -1,4 +1,4 @@
-"""Blobs: a local directory that survives a power cut, or an S3 bucket, behind the same four verbs."""
+"""Blobs: a local directory that survives a power cut, or an S3 bucket, behind the same five verbs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -19,7 +21,17 @@ from shared.errors import Misconfigured, NotFound, StorageFull, Unavailable
 from shared.settings import Settings
 
 KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(?:/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*")
+PART = re.compile(rf"(?:{KEY.pattern}/)?\.[0-9a-f]{{16}}\.part")  # what a process that died while writing left
 CHUNK_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class Blob:
+    """What a store holds: under which key, of how many bytes, and since when."""
+
+    key: str
+    size: int
+    modified_at: datetime
 
 
 class Storage(Protocol):
@@ -33,6 +45,9 @@ class Storage(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove what is under `key`, if anything is; Unavailable."""
+
+    def list(self, prefix: str = "") -> Iterator[Blob]:
+        """Every blob, or those under the folder `prefix`, in no order, and what half a write left; Unavailable."""
 
     def url(self, key: str) -> str:
         """Where the blob is, for people who operate the store."""
@@ -77,11 +92,22 @@ class LocalStorage:
 
     def delete(self, key: str) -> None:
         """Remove the file; a folder that is empty by then goes with it."""
-        path = self._path(key)
+        path = self._root / key if PART.fullmatch(key) else self._path(key)
         with _local_errors():
             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             path.parent.rmdir()
+
+    def list(self, prefix: str = "") -> Iterator[Blob]:
+        """The files below the folder; one that vanishes meanwhile is left out."""
+        with _local_errors():
+            for folder, _, names in os.walk(self._path(prefix) if prefix else self._root, onerror=_raise):
+                for path in (Path(folder, name) for name in names):
+                    key = path.relative_to(self._root).as_posix()
+                    with contextlib.suppress(FileNotFoundError):
+                        found = path.stat()
+                        if KEY.fullmatch(key) or PART.fullmatch(key):
+                            yield Blob(key, found.st_size, datetime.fromtimestamp(found.st_mtime, UTC))
 
     def url(self, key: str) -> str:
         """The file's URL."""
@@ -141,6 +167,13 @@ class S3Storage:
         with _s3_errors(), contextlib.suppress(FileNotFoundError):
             self._store.delete(_checked(key))
 
+    def list(self, prefix: str = "") -> Iterator[Blob]:
+        """The objects below the prefix, as many at a time as one answer holds."""
+        with _s3_errors():
+            for page in self._store.list(_checked(prefix) if prefix else None):
+                for found in page:
+                    yield Blob(found["path"], found["size"], found["last_modified"])
+
     def url(self, key: str) -> str:
         """The object's s3:// URL."""
         return f"{self._name}/{_checked(key)}"
@@ -156,6 +189,12 @@ def _checked(key: str) -> str:
     if not KEY.fullmatch(key):
         raise ValueError(f"not a storage key: {key!r}")
     return key
+
+
+def _raise(error: OSError) -> None:
+    """A folder that cannot be listed is no empty one; one that is not there is."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _flush_directory(path: Path) -> None:

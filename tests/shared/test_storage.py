@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+from datetime import UTC, datetime, timedelta
 
 import boto3
 import httpx
@@ -54,6 +55,50 @@ def test_what_is_deleted_is_gone_and_may_be_deleted_again(storage):
         storage.delete("ten_a/job_b/input")
     with pytest.raises(NotFound):
         storage.get("ten_a/job_b/input")
+
+
+def test_what_is_held_is_listed(storage):
+    before = datetime.now(UTC) - timedelta(seconds=2)
+    held = {"ten_x/job_b/input": b"bytes", "ten_x/job_b/1/lungs.png": b"x" * 10, "ten_x/job_c/input": b""}
+    for key, data in held.items():
+        storage.put(key, data, "image/png")
+    found = {blob.key: blob for blob in storage.list("ten_x")}
+    assert {key: blob.size for key, blob in found.items()} == {key: len(data) for key, data in held.items()}
+    assert all(before < blob.modified_at < datetime.now(UTC) + timedelta(seconds=2) for blob in found.values())
+    assert held.keys() <= {blob.key for blob in storage.list()}
+    assert {blob.key for blob in storage.list("ten_x/job_b")} == {"ten_x/job_b/input", "ten_x/job_b/1/lungs.png"}
+    assert list(storage.list("ten_x/job")) == []
+    assert list(storage.list("ten_nobody")) == []
+
+
+def test_more_than_one_answer_of_s3_is_listed(s3_url, tmp_path, monkeypatch):
+    monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "4")
+    httpx.put(f"{s3_url}/{BUCKET}").raise_for_status()
+    storage = open_storage(_s3(tmp_path, s3_url))
+    keys = [f"ten_many/{number}" for number in range(10)]
+    for key in keys:
+        storage.put(key, b"x", "image/png")
+    assert sorted(blob.key for blob in storage.list("ten_many")) == keys
+
+
+def test_what_half_a_write_left_is_listed_and_deleted(tmp_path):
+    storage = LocalStorage(tmp_path)
+    part = tmp_path / "ten_a" / "job_b" / ".0123456789abcdef.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"half")
+    (tmp_path / "ten_a" / ".hidden").write_bytes(b"not ours")
+    (found,) = storage.list()
+    assert (found.key, found.size) == ("ten_a/job_b/.0123456789abcdef.part", 4)
+    with pytest.raises(ValueError, match="not a storage key"):
+        storage.get(found.key)
+    storage.delete(found.key)
+    assert not part.exists()
+
+
+def test_a_folder_that_cannot_be_listed_is_not_empty(tmp_path):
+    (tmp_path / "blobs").write_bytes(b"a file where the folder should be")
+    with pytest.raises(Unavailable):
+        list(LocalStorage(tmp_path / "blobs").list())
 
 
 @pytest.mark.parametrize(
