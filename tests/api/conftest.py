@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from fastapi import FastAPI
 
 from api.app import create_app
 from api.migrate import migrate
@@ -64,10 +65,10 @@ def settings(empty_settings: Settings, migrated: Path, tiny: Bundle) -> Settings
 
 
 @contextmanager
-def serving(settings: Settings) -> Iterator[str]:
-    """The API in a thread of this process, on a port of its own; yields its base URL."""
+def serving(settings: Settings, app: FastAPI | None = None) -> Iterator[str]:
+    """The API (or `app`) in a thread of this process, on a port of its own; yields its base URL."""
     config = uvicorn.Config(
-        create_app(settings), host="127.0.0.1", port=0, log_config=None, timeout_graceful_shutdown=2
+        app or create_app(settings), host="127.0.0.1", port=0, log_config=None, timeout_graceful_shutdown=2
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
@@ -165,12 +166,12 @@ class Hand:
             jobs.finish(session, claim, said or analysis(), stored)
         return claim.id
 
-    def reject(self, code: str = "too_small") -> str:
+    def reject(self, code: str = "too_small", bundle: str = "tiny@0.0.1#abc") -> str:
         """The next job is rejected."""
         claim = self.claim()
         reason = Reason(code=code, detail="too low: the shorter side", value=64.0, threshold=96.0)
         with transaction(self._database) as session:
-            jobs.reject(session, claim, reason, "tiny@0.0.1#abc")
+            jobs.reject(session, claim, reason, bundle)
         return claim.id
 
     def explain(self, job_id: str, **files: bytes) -> None:
