@@ -19,3 +19,10 @@ def new(prefix: str) -> str:
 def earliest(prefix: str, moment: datetime) -> str:
     """The lowest id that can have been made at `moment`: every id that sorts before it is older."""
     return f"{prefix}_{ULID(ULID.from_datetime(max(moment, EPOCH)).bytes[:6] + bytes(10))}"
+
+
+def made_at(made: str) -> datetime:
+    """When an id was made; ValueError when it is none."""
+    if not PATTERN.fullmatch(made):
+        raise ValueError("not an id")
+    return ULID.from_str(made[4:]).datetime
