@@ -16,12 +16,12 @@ from sqlalchemy.orm import Session
 from api import content, reuse
 from api.deps import Caller, Parts
 from api.waiting import Versioned
-from shared import deeds, idempotency, jobs, ledger, views
+from shared import deeds, idempotency, jobs, ledger, rehearsal, views
 from shared.db import Database, reading, together
 from shared.deeds import By
 from shared.errors import EmptyFile, HilumError, Throttled, TooLarge
 from shared.idempotency import Answer, Claim
-from shared.models import Job
+from shared.models import TEST, Job
 from shared.schemas import Frozen, Method, Priority
 
 METADATA_BYTES = 4096
@@ -119,10 +119,12 @@ def accept(parts: Parts, order: Order, claim: Claim | None = None, *, tell: Tell
     """Make a durable job of the upload, or find the one that is wanted again.
 
     With a `claim`, its key stands for the job from the commit on; `tell` says what is answered, None when the answer
-    is still open. Raises Throttled, StorageFull, Unavailable or Conflict; then nothing is left behind.
+    is still open. Raises Invalid, Throttled, StorageFull, Unavailable or Conflict; then nothing is left behind.
     """
     if claim is not None and claim.job_id is not None:
         return together(parts.database, lambda session: _noted(session, _made_before(session, claim), tell))
+    if order.caller.mode == TEST:
+        rehearsal.check(order.wishes.external_id)
     if order.wishes.reuse:
         found = together(parts.database, lambda session: _found(session, parts, order, claim, tell))
         if found is not None:

@@ -11,7 +11,7 @@ from limits.aio.storage import MemoryStorage, RedisStorage
 
 from shared import logs
 
-MINUTE_S = 60
+WINDOW_S = 60
 REDIS_TIMEOUT_S = 0.5
 RATE_HEADERS = "hilum.rate_headers"  # in the scope of a request, for whoever sends its answer
 AWAY_S = 5.0  # Redis that did not answer is left alone this long; then one request tries it again
@@ -52,10 +52,10 @@ class Rates:
 
     async def take(self, tenant_id: str, per_minute: int) -> Window:
         """Count one request of the tenant; never raises, and never waits longer than REDIS_TIMEOUT_S."""
-        minute, passed_s = divmod(time.time(), MINUTE_S)
+        minute, passed_s = divmod(time.time(), WINDOW_S)
         item = RateLimitItemPerMinute(per_minute)
         used = await self._count(item.key_for(tenant_id, str(int(minute))))
-        return Window(per_minute, used, MINUTE_S - int(passed_s))
+        return Window(per_minute, used, WINDOW_S - int(passed_s))
 
     async def close(self) -> None:
         """Close the connections to Redis."""
@@ -66,17 +66,17 @@ class Rates:
     async def _count(self, key: str) -> int:
         now = time.monotonic()
         if self._redis is None or now < self._away_until:
-            return await self._here.incr(key, MINUTE_S)
+            return await self._here.incr(key, WINDOW_S)
         was_away = self._away_until > 0
         if was_away:
             self._away_until = now + AWAY_S  # nobody else tries meanwhile
         try:
-            used = await asyncio.wait_for(self._redis.incr(key, MINUTE_S), REDIS_TIMEOUT_S)
+            used = await asyncio.wait_for(self._redis.incr(key, WINDOW_S), REDIS_TIMEOUT_S)
         except Exception as error:
             # Whatever the client raises, it means the same: counting here is better than not counting.
             self._away_until = time.monotonic() + AWAY_S
             log.warning("rates_counted_here", error=type(error).__name__)
-            return await self._here.incr(key, MINUTE_S)
+            return await self._here.incr(key, WINDOW_S)
         self._away_until = 0.0
         return used
 
