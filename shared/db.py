@@ -12,9 +12,11 @@ from typing import Any, TypeVar, cast
 
 from sqlalchemy import CursorResult, Engine, create_engine, event, func, select
 from sqlalchemy.engine import URL, Connection, make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
-from shared.errors import Misconfigured
+from shared.errors import Misconfigured, Unavailable
 from shared.settings import Settings
 
 T = TypeVar("T")
@@ -22,6 +24,7 @@ T = TypeVar("T")
 BELLS = "bells"
 BUSY_TIMEOUT_S = 30
 CONNECT_TIMEOUT_S = 3
+SILENT_S = 10  # a server whose machine is gone is given up after this, and not after hours
 POOL_TIMEOUT_S = 5
 
 
@@ -95,10 +98,12 @@ def together(database: Database, act: Callable[[Session], T]) -> T:
 
     On SQLite, calls that wait at the same moment share one transaction, one flush to the disk and one ring of a bell:
     whoever has the turn commits for all. `act` may be called twice, because after an error each is tried alone.
+    Unavailable: the database went away before the commit, and nothing was written. Whatever else the database raises
+    comes from the commit itself, whose outcome is not known then.
     """
     if database.engine.dialect.name != "sqlite":
         with transaction(database) as session:
-            return act(session)
+            return _tried(act, session)
     mine = _Act(act)
     database.acts.append(mine)
     bells: set[str] = set()
@@ -134,12 +139,30 @@ def written(session: Session, statement: Any) -> int:
     return cast("CursorResult[Any]", session.execute(statement)).rowcount
 
 
+def is_away(error: BaseException) -> bool:
+    """Whether an error means that the database does not answer now, so that waiting may mend it."""
+    lost = isinstance(error, DBAPIError) and error.connection_invalidated
+    return lost or isinstance(error, OperationalError | InterfaceError | PoolTimeout)
+
+
+def _tried(act: Callable[[Session], T], session: Session) -> T:
+    """What `act` returns, with all that it wrote sent to the database; Unavailable."""
+    try:
+        value = act(session)
+        session.flush()
+        return value
+    except SQLAlchemyError as error:
+        if is_away(error):
+            raise Unavailable("The database does not answer.", code="database_unavailable") from error
+        raise
+
+
 def _committed(database: Database, acts: Sequence[_Act]) -> set[str]:
     """Commit all acts at once, or else each alone; the bells that they left."""
     try:
         with database.writes.begin() as session:
             for one in acts:
-                one.value = one.act(session)
+                one.value = _tried(one.act, session)
         bells: set[str] = session.info.get(BELLS, set())
     except Exception as error:
         if len(acts) > 1:
@@ -153,9 +176,10 @@ def _committed(database: Database, acts: Sequence[_Act]) -> set[str]:
 def _options(url: URL) -> dict[str, object]:
     if url.get_backend_name() == "sqlite":
         return {"connect_args": {"timeout": BUSY_TIMEOUT_S}, "pool_size": 20, "max_overflow": 40}
-    connect = {"connect_timeout": CONNECT_TIMEOUT_S, "application_name": "hilum"}
+    alive = {"keepalives_idle": SILENT_S // 2, "keepalives_interval": 1, "keepalives_count": SILENT_S // 2}
+    unheard = {"tcp_user_timeout": SILENT_S * 1000}
     return {
-        "connect_args": connect,
+        "connect_args": {"connect_timeout": CONNECT_TIMEOUT_S, "application_name": "hilum", **alive, **unheard},
         "pool_size": 10,
         "max_overflow": 20,
         "pool_timeout": POOL_TIMEOUT_S,

@@ -36,6 +36,7 @@ class Claim:
     tenant_id: str
     token: str
     attempt: int
+    losses: int = 0  # earlier claims whose worker never came back
 
 
 @dataclass(frozen=True)
@@ -126,11 +127,11 @@ def _claim(session: Session, table: type[Leased], ids: Select[Any], now: datetim
             started_at=now,
             **_bumped(table),
         )
-        .returning(table.id, table.tenant_id, table.attempt, table.due_at)
+        .returning(table.id, table.tenant_id, table.attempt, table.losses, table.due_at)
         .execution_options(synchronize_session=False)
     )
     rows = sorted(session.execute(statement), key=lambda row: (row.due_at, row.id))
-    return [Claim(table, row.id, row.tenant_id, token, row.attempt) for row in rows]
+    return [Claim(table, row.id, row.tenant_id, token, row.attempt, row.losses) for row in rows]
 
 
 def _waiting(table: type[Leased], now: Any) -> Select[Any]:

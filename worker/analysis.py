@@ -7,14 +7,14 @@ from functools import partial
 
 from shared import jobs, ledger, logs
 from shared.db import reading
-from shared.errors import LeaseLost, Rejected, StorageFull, Unavailable
+from shared.errors import LeaseLost, Rejected
 from shared.models import Job
 from shared.schemas import Reason
 from worker import artifacts
 from worker.lease import Canceled, Lease
 from worker.parts import Parts
 from worker.pipeline.analyze import Diagnosis, analyze
-from worker.settle import End, failure_of, settle, store
+from worker.settle import End, failure_of, mends_itself, settle, store
 
 DECODER_AWAY = "decoder_unavailable"
 RETRY_S = 5.0  # a store that is away is given this long before the job is tried again
@@ -68,8 +68,8 @@ def _end_of(parts: Parts, lease: Lease, error: Exception) -> End:
         return partial(jobs.reject, claim=claim, reason=reason, bundle=parts.bundle.identity)
     if isinstance(error, Canceled):
         return partial(jobs.stop, claim=claim)
-    if isinstance(error, (Unavailable, StorageFull)) and error.code != DECODER_AWAY:  # which no waiting mends
-        log.warning("put_off", code=error.code)
+    if mends_itself(error) and getattr(error, "code", "") != DECODER_AWAY:  # which no waiting mends
+        log.warning("put_off", error=type(error).__name__)
         return partial(ledger.requeue, claim=claim, delay_s=RETRY_S, stage=None)
     if isinstance(error, LeaseLost):
         return _nothing

@@ -10,7 +10,7 @@ import numpy as np
 
 from shared import explanations, ledger, logs, views
 from shared.db import reading
-from shared.errors import LeaseLost, StorageFull, Unavailable
+from shared.errors import LeaseLost
 from shared.ledger import Claim
 from shared.models import Explanation, Job
 from shared.schemas import Failure
@@ -21,7 +21,7 @@ from worker.lease import Canceled, Lease
 from worker.parts import Parts
 from worker.pipeline import explain, render
 from worker.pipeline.explain import Cams
-from worker.settle import End, failure_of, settle, store
+from worker.settle import End, failure_of, mends_itself, settle, store
 
 GRADCAM = "gradcam"
 NOT_AVAILABLE = Failure(code="not_available", detail="This method is not offered by this version.")
@@ -58,8 +58,8 @@ def _end_of(claim: Claim, error: Exception) -> End:
     """How an explanation ends that has no picture."""
     if isinstance(error, Canceled):
         return partial(explanations.stop, claim=claim)
-    if isinstance(error, (Unavailable, StorageFull)):
-        log.warning("put_off", code=error.code)
+    if mends_itself(error):
+        log.warning("put_off", error=type(error).__name__)
         return partial(ledger.requeue, claim=claim, delay_s=RETRY_S)
     if isinstance(error, LeaseLost):
         return _nothing

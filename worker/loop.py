@@ -30,7 +30,10 @@ def drain(parts: Parts, bell: str) -> None:
 
 
 def _drain(parts: Parts, bell: str) -> None:
-    """One row is stored and settled, in a thread, while the next is worked on; no more than that is ever in work."""
+    """One row is stored and settled, in a thread, while the next is worked on; no more than that is ever in work.
+
+    A row that lost a worker before has this process to itself: if it kills this one too, no other row dies with it.
+    """
     if bell == ANALYZE:
         assert parts.predictor  # a worker whose networks do not load must not take a job
     with ThreadPoolExecutor(1, thread_name_prefix="settle") as writer:
@@ -38,10 +41,15 @@ def _drain(parts: Parts, bell: str) -> None:
         while not parts.stop.is_set() and (leases := _claimed(parts, bell)):
             try:
                 while leases:
+                    alone = leases[0].claim.losses > 0
+                    if alone and settling is not None:
+                        settling.result()
                     rest = HANDLERS[bell](parts, leases[0])
                     before, settling = settling, writer.submit(_end, rest, leases.pop(0))
                     if before is not None:
                         before.result()
+                    if alone:
+                        settling.result()
             finally:
                 for lease in leases:
                     lease.release()

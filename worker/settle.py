@@ -6,13 +6,21 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from shared import logs
 from shared.artifacts import Stored, key_of
-from shared.db import transaction
-from shared.errors import BundleError, HilumError, LeaseLost, Misconfigured, NotFound
+from shared.db import is_away, transaction
+from shared.errors import (
+    BundleError,
+    HilumError,
+    LeaseLost,
+    Misconfigured,
+    NotFound,
+    StorageFull,
+    Unavailable,
+)
 from shared.schemas import Failure
 from worker.artifacts import Files
 from worker.parts import Parts
@@ -41,11 +49,16 @@ def settle(parts: Parts, lease: Holding, end: End) -> None:
                 return end(session)
         except LeaseLost:
             return log.info("lease_lost")
-        except OperationalError as error:
-            if not left or lease.lost:
+        except SQLAlchemyError as error:
+            if not left or lease.lost or not is_away(error):
                 raise
             log.warning("not_settled_yet", error=type(error).__name__)
             time.sleep(PAUSE_S)
+
+
+def mends_itself(error: Exception) -> bool:
+    """Whether the store or the database was away: the row is to be tried again, and has not failed."""
+    return isinstance(error, Unavailable | StorageFull) or is_away(error)
 
 
 def store(parts: Parts, tenant_id: str, job_id: str, attempt: int, files: Files) -> list[Stored]:
