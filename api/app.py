@@ -13,11 +13,25 @@ from fastapi import FastAPI
 from api import keyuse, problems
 from api.deps import open_parts
 from api.limits import BodyLimit, RequestLog
-from api.routes import audit, batches, explanations, health, jobs, keys, legacy, models, purge, root
+from api.routes import (
+    audit,
+    batches,
+    deliveries,
+    explanations,
+    health,
+    jobs,
+    keys,
+    legacy,
+    models,
+    purge,
+    root,
+    webhooks,
+)
 from shared import errors, logs
 from shared.schemas import DISCLAIMER, Problem
 from shared.settings import Settings
 
+ROUTES = (jobs, purge, batches, explanations, keys, audit, webhooks, deliveries, models, health, legacy, root)
 THROTTLED = problems.documented(errors.Throttled)[errors.Throttled.status]  # wherever a key is needed
 DESCRIPTION = f"A chest X-ray goes in, a durable and explained diagnosis comes out.\n\n{DISCLAIMER}"
 
@@ -39,7 +53,7 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,  # a redirect would be built from the Host header, and send the key after it
     )
     app.state.settings = settings
-    for module in (jobs, purge, batches, explanations, keys, audit, models, health, legacy, root):
+    for module in ROUTES:
         app.include_router(module.router)
     app.add_middleware(BodyLimit, upload_bytes=settings.max_upload_bytes, batch_bytes=settings.batch_bytes)
     app.add_middleware(RequestLog)

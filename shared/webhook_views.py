@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from pydantic import Field
-from sqlalchemy import Select, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from shared import events, ids
@@ -102,7 +102,7 @@ def page(
     """At most `limit` deliveries older than `cursor`, newest first; Invalid when the cursor is none of ours."""
     if cursor is not None and not ids.PATTERN.fullmatch(cursor):
         raise Invalid("The cursor is none that a page gave out.", code="invalid_cursor")
-    found: Select[Any] = select(Delivery, Event).join(Event).where(Delivery.destination_id == destination.id)
+    found: Any = select(Delivery, Event).join(Event).where(Delivery.destination_id == destination.id)
     if cursor is not None:
         found = found.where(Delivery.id < cursor)
     if status is not None:
