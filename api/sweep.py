@@ -11,15 +11,18 @@ from dataclasses import dataclass, field
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from shared import backlog, explanations, jobs, locks, logs
+from api.chores import Chores, work
+from shared import backlog, deliveries, explanations, jobs, locks, logs
 from shared.backlog import Owed
 from shared.db import Database, transaction
 from shared.settings import Settings
+from shared.storage import open_storage
 
 LOCK = "sweep"
 LOCK_ROUNDS = 5  # another sweeper takes over after this many rounds without a sign of life
 LEAST_LOCK_S = 5.0
 LONGEST_PAUSE_S = 30.0
+CHORE_STOP_S = 5.0
 
 log = logs.get("api.sweep")
 
@@ -39,26 +42,35 @@ class Sweeper:
 
     holder: str = field(default_factory=lambda: f"{socket.gethostname()[:32]}:{os.getpid()}:{secrets.token_hex(4)}")
     rung: dict[str, Rung] = field(default_factory=dict)
+    leads: bool = False  # it held the lease in its last round
 
 
 def sweep(database: Database, settings: Settings, stopping: threading.Event) -> None:
     """Sweep every `sweep_every_s` until `stopping`; a database that is away is asked again at the same pace."""
-    sweeper = Sweeper()
+    sweeper, beside = Sweeper(), Chores(database, open_storage(settings), settings)
+    chores = threading.Thread(target=work, args=(beside, stopping, lambda: sweeper.leads), daemon=True)
+    chores.start()
     while not stopping.is_set():
         try:
             once(database, settings, sweeper)
         except SQLAlchemyError as error:
             log.warning("sweep_failed", error=type(error).__name__)
         stopping.wait(settings.sweep_every_s)
+    chores.join(CHORE_STOP_S)
 
 
 def once(database: Database, settings: Settings, sweeper: Sweeper) -> bool:
     """One round; False when another sweeper holds the lease."""
     lease_s = max(LEAST_LOCK_S, LOCK_ROUNDS * settings.sweep_every_s)
     with transaction(database) as session:
-        if not locks.take(session, LOCK, sweeper.holder, lease_s=lease_s):
+        sweeper.leads = locks.take(session, LOCK, sweeper.holder, lease_s=lease_s)
+        if not sweeper.leads:
             return False
-        expired = {"jobs": jobs.expire(session, settings), "explanations": explanations.expire(session, settings)}
+        expired = {
+            "jobs": jobs.expire(session, settings),
+            "explanations": explanations.expire(session, settings),
+            "deliveries": deliveries.expire(session, settings),
+        }
         owed = backlog.owed(session)
     for table, found in expired.items():
         if found.requeued or found.exhausted or found.canceled:
