@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 from typer.core import TyperGroup
 
-from api import records
+from api import orphans, records
 from shared import logs
 from shared.errors import HilumError
 from shared.settings import Settings, variable
@@ -42,7 +42,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Hilum: a chest X-ray goes in, a durable and explained diagnosis comes out. For research; no medical device.",
 )
-for name, group in records.GROUPS.items():
+for name, group in (*records.GROUPS.items(), ("storage", orphans.app)):
     app.add_typer(group, name=name)
 app.command()(records.purge)
 
