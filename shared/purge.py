@@ -6,10 +6,11 @@ process did not live to delete, or the store would not give up, belong to no row
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, and_, delete, exists, or_, select
 from sqlalchemy.orm import Session
@@ -31,7 +32,7 @@ from shared.models import (
 )
 from shared.schemas import TERMINAL, Status
 from shared.settings import Settings
-from shared.storage import Storage
+from shared.storage import Blob, Storage
 
 AT_ONCE = 100  # jobs or events in one transaction
 # Retention waits this much longer for a job or an event that a receiver has not been told of: the default schedule of
@@ -40,6 +41,13 @@ UNDELIVERED_DAYS = 7
 LONGEST_DAYS = 36_500  # the calendar has an end
 
 log = logs.get("shared.purge")
+
+
+class Files(NamedTuple):
+    """What some jobs left in the storage: the keys that their rows named, and their folders."""
+
+    keys: list[str]
+    folders: list[str]
 
 
 @dataclass(frozen=True)
@@ -66,16 +74,16 @@ def purge_job(database: Database, storage: Storage, tenant_id: str, job_id: str,
             raise NotFound("There is no such job.")
         if not Status(status).terminal:
             raise Conflict(f"The job is {status}: cancel it first.", code="not_ended")
-        keys = _erase(session, [job_id], by)
-    return Purged(jobs=1) + _delete_files(storage, keys)
+        files = _erase(session, [job_id], by)
+    return Purged(jobs=1) + _delete_files(storage, files)
 
 
 def purge_ended(database: Database, storage: Storage, tenant_id: str, *, before: datetime | None, by: By) -> Purged:
     """Purge up to AT_ONCE of a tenant's jobs that ended before a moment (None: that ended); none: all are gone."""
     with transaction(database) as session:
         job_ids = session.scalars(_ended(tenant_id, before).order_by(Job.id).limit(AT_ONCE)).all()
-        keys = _erase(session, job_ids, by)
-    return Purged(jobs=len(job_ids)) + _delete_files(storage, keys)
+        files = _erase(session, job_ids, by)
+    return Purged(jobs=len(job_ids)) + _delete_files(storage, files)
 
 
 def retire(database: Database, storage: Storage, settings: Settings) -> Purged:
@@ -106,8 +114,8 @@ def _retire_jobs(database: Database, storage: Storage, tenant_id: str, before: d
         late = before - timedelta(days=UNDELIVERED_DAYS)
         told = or_(Job.finished_at < late, ~_undelivered(Event.job_id == Job.id))
         job_ids = session.scalars(_ended(tenant_id, before).where(told).order_by(Job.id).limit(AT_ONCE)).all()
-        keys = _erase(session, job_ids, HILUM)
-    return Purged(jobs=len(job_ids)) + _delete_files(storage, keys)
+        files = _erase(session, job_ids, HILUM)
+    return Purged(jobs=len(job_ids)) + _delete_files(storage, files)
 
 
 def _retire_events(database: Database, before: datetime) -> Purged:
@@ -135,10 +143,10 @@ def _undelivered(belongs: ColumnElement[bool]) -> ColumnElement[bool]:
 # ---------------------------------------------------------------- how it goes
 
 
-def _erase(session: Session, job_ids: Sequence[str], by: By) -> list[str]:
-    """Delete the rows of jobs that have ended and of all that belongs to them; the keys of their files."""
+def _erase(session: Session, job_ids: Sequence[str], by: By) -> Files:
+    """Delete the rows of jobs that have ended and of all that belongs to them; what they left in the storage."""
     if not job_ids:
-        return []
+        return Files([], [])
     # Explanations before their jobs, as a worker that ends an explanation takes the locks.
     session.execute(_locked(Explanation.id, Explanation.job_id.in_(job_ids)))
     jobs = session.execute(_locked(Job.id, Job.id.in_(job_ids), Job.tenant_id, Job.batch_id, Job.blob_key)).all()
@@ -151,7 +159,7 @@ def _erase(session: Session, job_ids: Sequence[str], by: By) -> list[str]:
     _erase_batches(session, {job.batch_id for job in jobs if job.batch_id})
     for job in jobs:
         deeds.record(session, "job.purged", job.id, tenant_id=job.tenant_id, **by)
-    return [*keys, *(job.blob_key for job in jobs)]
+    return Files([*keys, *(job.blob_key for job in jobs)], [f"{job.tenant_id}/{job.id}" for job in jobs])
 
 
 def _erase_events(session: Session, chosen: Any) -> int:
@@ -171,14 +179,24 @@ def _erase_batches(session: Session, batch_ids: Collection[str]) -> None:
     session.execute(_deleted(Batch, Batch.id.in_(batch_ids), Batch.finished_at.is_not(None), empty))
 
 
-def _delete_files(storage: Storage, keys: Sequence[str]) -> Purged:
-    for done, key in enumerate(keys):
-        try:
+def _delete_files(storage: Storage, files: Files) -> Purged:
+    """Delete what the rows named, and what else lies in the folders of the jobs: lost attempts drew pictures too."""
+    left = set(files.keys)
+    done = 0
+    try:
+        left |= {blob.key for folder in files.folders for blob in _listed(storage, folder)}
+        for key in sorted(left, key=lambda key: -key.count("/")):  # the deepest first: folders go when they are empty
             storage.delete(key)
-        except HilumError as error:
-            log.warning("files_left", code=error.code, files=len(keys) - done)
-            return Purged(files=done, left=len(keys) - done)
-    return Purged(files=len(keys))
+            done += 1
+    except HilumError as error:
+        log.warning("files_left", code=error.code, files=len(left) - done)
+    return Purged(files=done, left=len(left) - done)
+
+
+def _listed(storage: Storage, folder: str) -> list[Blob]:
+    with contextlib.suppress(NotFound):
+        return list(storage.list(folder))
+    return []
 
 
 def _locked(row_id: Any, wanted: ColumnElement[bool], *columns: Any) -> Any:
