@@ -20,7 +20,7 @@ from typing import Any
 from sqlalchemy import update
 
 from api import cli
-from shared import backlog, ledger
+from shared import backlog, deliveries, explanations, jobs, ledger
 from shared.db import clock, reading, transaction
 from shared.ledger import Claim
 from shared.schemas import Status
@@ -114,11 +114,17 @@ def _no_fencing() -> None:
     ledger._held = held
 
 
+def _no_sweeper() -> None:
+    """Let the sweeper run without freeing what dead workers held."""
+    for life in (jobs, explanations, deliveries):
+        life.expire = lambda *_: ledger.Expired([], [], [])
+
+
 SABOTAGES: dict[str, Callable[[], None]] = {
     "": _nothing,
     "compare-and-set": _no_compare_and_set,
     "fencing": _no_fencing,
-    "sweeper": _nothing,  # what is missing then is the sweeper's process
+    "sweeper": _no_sweeper,
 }
 
 
