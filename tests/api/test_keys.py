@@ -30,7 +30,9 @@ def scope_of(operation: Operation) -> str:
     """The scope that a key needs for an operation."""
     if operation.path.startswith(("/v1/keys", "/v1/audit")) or str(operation) == "DELETE /v1/jobs/{job_id}":
         return "admin"
-    return "read" if operation.method == "GET" else "submit"
+    if operation.method == "GET":
+        return "read"
+    return "admin" if operation.path.startswith("/v1/webhooks") else "submit"
 
 
 def row_of(database: Database, key: str) -> ApiKey:

@@ -13,10 +13,10 @@ from sqlalchemy import select
 
 from api.app import create_app
 from api.deps import PartsDep, ReaderDep
-from shared import batches, deeds, jobs, tenants
+from shared import batches, deeds, destinations, jobs, tenants
 from shared.columns import Base
 from shared.db import Database, reading, transaction
-from shared.models import ApiKey, Job
+from shared.models import ApiKey, Delivery, Job
 from shared.settings import Settings
 from tests.api.conftest import FILM, Hand, both, client_of, serving
 from tests.api.walk import Operation, ask, never, operations
@@ -35,16 +35,21 @@ class World:
 
 def values_of(owner: httpx.Client, hand: Hand, database: Database, settings: Settings, owner_id: str) -> dict[str, str]:
     """One object of the owner for every name that a path may leave open."""
-    form = {"explain": "gradcam", "external_id": "theirs"}
+    with transaction(database) as session:
+        told = {"url": "https://192.0.2.1/hook", "events": [], "description": "theirs", "by": deeds.HILUM}
+        webhook_id = destinations.create(session, owner_id, **told).id
+        key_id = tenants.issue_key(session, owner_id, name="theirs").row.id
+        batch_id = batches.create(session, tenant_id=owner_id, batch_id=batches.new_id(), total=1).id
+        details = {"blob_key": "theirs", "media_type": "image/png", "size": 1, "sha256": "0" * 64}
+        jobs.submit(session, settings, tenant_id=owner_id, job_id=jobs.new_id(), batch_id=batch_id, **details)
+    form = {"explain": "gradcam", "external_id": "theirs", "priority": "stat"}
     assert owner.post("/v1/jobs", files={"file": FILM}, data=form).status_code == 202
     job_id = hand.succeed()
-    with transaction(database) as session:
-        key_id = tenants.issue_key(session, owner_id, name="theirs").row.id
-        batch = batches.create(session, tenant_id=owner_id, batch_id=batches.new_id(), total=1)
-        details = {"blob_key": "theirs", "media_type": "image/png", "size": 1, "sha256": "0" * 64}
-        jobs.submit(session, settings, tenant_id=owner_id, job_id=jobs.new_id(), batch_id=batch.id, **details)
-        batch_id = batch.id
-    return {"job_id": job_id, "name": "lungs.png", "method": "gradcam", "key_id": key_id, "batch_id": batch_id}
+    with reading(database) as session:
+        delivery_id = session.scalars(select(Delivery.id)).one()
+    made = {"job_id": job_id, "key_id": key_id, "batch_id": batch_id}
+    made |= {"webhook_id": webhook_id, "delivery_id": delivery_id}
+    return {**made, "name": "lungs.png", "method": "gradcam"}
 
 
 @pytest.fixture
@@ -96,13 +101,14 @@ def test_every_route_denies_what_is_another_tenants(world: World, database: Data
     before = rows(database, world.owner_id)
     assert reached(world) == []
     assert rows(database, world.owner_id) == before
-    assert sum(bool(operation.parameters) for operation in operations(world.app)) >= 11
+    assert sum(bool(operation.parameters) for operation in operations(world.app)) >= 20
     assert len(before["jobs"]) == 2
 
 
 def test_the_owner_reaches_what_the_stranger_does_not(world: World) -> None:
     """Were the ids wrong, the test above would prove nothing."""
-    for path in ("/v1/jobs/{job_id}", "/v1/jobs/{job_id}/artifacts/{name}", "/v1/batches/{batch_id}"):
+    paths = ["/v1/jobs/{job_id}", "/v1/jobs/{job_id}/artifacts/{name}", "/v1/batches/{batch_id}"]
+    for path in (*paths, "/v1/webhooks/{webhook_id}", "/v1/webhooks/{webhook_id}/deliveries"):
         assert world.owner.get(path.format_map(world.values)).status_code == 200
     assert world.owner.post("/v1/keys/{key_id}/rotate".format_map(world.values)).status_code == 201
 

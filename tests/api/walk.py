@@ -16,6 +16,9 @@ NEVER = "01JDJ5W1M0QZ8N4T7X2B9C3D6F"  # the part of an id behind its prefix, of 
 BODIES: dict[str, dict[str, Any]] = {
     "POST /v1/jobs/{job_id}/explanations": {"method": "gradcam"},
     "POST /v1/keys": {"scopes": ["read"]},
+    "POST /v1/webhooks": {"url": "https://192.0.2.1/hook"},
+    "PATCH /v1/webhooks/{webhook_id}": {"description": "another"},
+    "POST /v1/webhooks/{webhook_id}/redeliver": {"since": "2020-01-01T00:00:00Z"},
 }
 
 
@@ -59,7 +62,7 @@ def ask(
 def never(operation: Operation) -> dict[str, str]:
     """Ids of the right shape of which nothing was ever made, and a file and a method that there may be."""
     known = {"name": "lungs.png", "method": "gradcam"}
-    prefix = {"job_id": "job", "batch_id": "bat", "key_id": "key"}
+    prefix = {"job_id": "job", "batch_id": "bat", "key_id": "key", "webhook_id": "whk", "delivery_id": "dlv"}
     return {name: known.get(name) or f"{prefix.get(name, 'xxx')}_{NEVER}" for name in operation.parameters}
 
 
