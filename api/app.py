@@ -17,6 +17,7 @@ from api.routes import (
     audit,
     batches,
     deliveries,
+    events,
     explanations,
     health,
     jobs,
@@ -31,7 +32,7 @@ from shared import errors, logs
 from shared.schemas import DISCLAIMER, Problem
 from shared.settings import Settings
 
-ROUTES = (jobs, purge, batches, explanations, keys, audit, webhooks, deliveries, models, health, legacy, root)
+ROUTES = (jobs, purge, batches, explanations, events, keys, audit, webhooks, deliveries, models, health, legacy, root)
 THROTTLED = problems.documented(errors.Throttled)[errors.Throttled.status]  # wherever a key is needed
 DESCRIPTION = f"A chest X-ray goes in, a durable and explained diagnosis comes out.\n\n{DISCLAIMER}"
 
@@ -70,6 +71,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
     finally:
         await parts.notifier.close()
+        await parts.broadcast.close()
         await parts.rates.close()
         noting.cancel()
         await keyuse.note(parts)

@@ -18,6 +18,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api.notifier import Notifier, Seen
 from api.rates import RATE_HEADERS, Rates
+from api.stream import Broadcast
 from shared import tenants, views
 from shared.db import Database, open_database, reading
 from shared.deeds import By
@@ -51,6 +52,7 @@ class Parts:
     database: Database
     storage: Storage
     notifier: Notifier
+    broadcast: Broadcast
     rates: Rates
     callers: dict[bytes, tuple[float, Caller]] = field(default_factory=dict)
     used_keys: set[str] = field(default_factory=set)  # since the database was told
@@ -65,7 +67,8 @@ def open_parts(settings: Settings) -> Parts:
             return views.versions(session, job_ids)
 
     notifier = Notifier(versions, tick_s=settings.notifier_tick_s)
-    return Parts(settings, database, open_storage(settings), notifier, Rates(settings.broker_url))
+    broadcast = Broadcast(database, tick_s=settings.notifier_tick_s)
+    return Parts(settings, database, open_storage(settings), notifier, broadcast, Rates(settings.broker_url))
 
 
 async def _parts(request: Request) -> Parts:
@@ -83,13 +86,14 @@ async def caller(request: Request, parts: PartsDep, credentials: BearerDep) -> C
     """Who calls, by their key; known keys are believed for KEY_CACHE_S before the database is asked again."""
     if credentials is None:
         raise Unauthenticated("Send an API key: Authorization: Bearer <key>.")
-    found = await _known(parts, credentials)
+    found = await known(parts, credentials)
     parts.used_keys.add(found.key_id)
     await _count(request, parts, found)
     return found
 
 
-async def _known(parts: Parts, credentials: HTTPAuthorizationCredentials) -> Caller:
+async def known(parts: Parts, credentials: HTTPAuthorizationCredentials) -> Caller:
+    """Whose key it is, uncounted; Unauthenticated."""
     digest = hashlib.sha256(credentials.credentials.encode()).digest()
     expires_at, known = parts.callers.get(digest, (0.0, None))
     if known is not None and time.monotonic() < expires_at:

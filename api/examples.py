@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from shared.schemas import DISCLAIMER
@@ -139,3 +140,15 @@ BATCH_FORM = _form(
         },
     }
 )
+
+EVENT: dict[str, Any] = {
+    "id": "evt_01JDJ5W2C0QZ8N4T7X2B9C3D6G",
+    "type": "job.succeeded",
+    "created_at": "2026-01-05T08:30:00.610000Z",
+    "data": {"job": JOB_ID},
+    "test": False,
+}
+
+EVENTS: dict[str, Any] = {"events": [EVENT], "next_after": EVENT["id"], "ended": False}
+
+STREAM = f"id: {EVENT['id']}\nevent: {EVENT['type']}\ndata: {json.dumps(EVENT)}\n\n"

@@ -36,9 +36,12 @@ class Notifier:
         self._tick_s = tick_s
         self._waiting: dict[str, set[Waiter]] = {}
         self._watch: asyncio.Task[None] | None = None
+        self._closed = False
 
     async def wait(self, job_id: str, *, version: int | None, timeout_s: float) -> bool:
         """Wait until the job leaves `version` (None: until it ends); False when `timeout_s` ran out first."""
+        if self._closed:
+            return False
         waiter = Waiter(version)
         self._waiting.setdefault(job_id, set()).add(waiter)
         if self._watch is None or self._watch.done():
@@ -53,7 +56,8 @@ class Notifier:
         return True
 
     async def close(self) -> None:
-        """Wake whoever still waits and stop asking."""
+        """Wake whoever still waits, let nobody wait any more, and stop asking."""
+        self._closed = True
         for waiters in self._waiting.values():
             for waiter in waiters:
                 waiter.woken.set()

@@ -41,6 +41,7 @@ class Server(uvicorn.Server):
         self._app = app
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Wake who waits, then end as ever."""
+        """Wake who waits and end the streams, then end as ever."""
         await self._app.state.parts.notifier.close()
+        await self._app.state.parts.broadcast.close()
         await super().shutdown(sockets)

@@ -20,6 +20,7 @@ REQUEST_SECONDS = Histogram(
     registry=REGISTRY,
 )
 WAITING = Gauge("hilum_http_waiting", "requests that wait for a job now", registry=REGISTRY)
+LISTENING = Gauge("hilum_http_listening", "event streams and event polls held open now", registry=REGISTRY)
 
 
 def of_backlog(backlog: Backlog) -> Iterable[GaugeMetricFamily]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -173,10 +173,19 @@ class EventView(Frozen):
     """Something that happened, as streams, polls and webhooks tell it: ids and codes, never patient data."""
 
     id: str
-    type: EventType
+    # Any text: a process of an older version passes on what a newer one wrote.
+    type: str = Field(json_schema_extra={"enum": list(get_args(EventType))})
     created_at: datetime
     data: dict[str, Any] = Field(description="`job`, `batch` or `webhook`: the id of what it happened to; and codes")
     test: bool = Field(False, description="made with a test key: no film was read")
+
+
+class EventPage(Frozen):
+    """Events in their order; ask for those after `next_after` next."""
+
+    events: list[EventView]
+    next_after: str
+    ended: bool = Field(False, description="of one job: nothing more will happen to it or to its explanations")
 
 
 class Problem(BaseModel):

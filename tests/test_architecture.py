@@ -43,6 +43,7 @@ ROOMS_OF: dict[str, tuple[str, ...]] = {
     "fastapi": ("api/*",),
     "starlette": ("api/*",),
     "uvicorn": ("api/serve.py",),
+    "sse_starlette": ("api/stream.py", "api/routes/events.py"),
     "celery": ("shared/queue.py", "worker/app.py", "worker/tasks.py"),
     "kombu": ("shared/queue.py",),
     "redis": ("api/broker.py",),  # a broker of our own is started and asked; work never goes through this client
