@@ -18,7 +18,7 @@ SUITABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3.14 python3 python; do \
 	$$p -c '$(SUITABLE)' >/dev/null 2>&1 && { command -v $$p; break; }; done)
 
-.PHONY: help install demo up test check bench sbom clean
+.PHONY: help install demo up test check bench chaos sbom clean
 
 help:  ## what can be made
 	@echo "make TARGET:"
@@ -42,6 +42,15 @@ check: $(STAMP)  ## lint, formatting and types
 
 bench: $(STAMP)  ## run the benchmarks, or one of them (B=accept_cost), into docs/benchmarks.json
 	@$(BIN)/python -m tests.benchmarks $(B)
+
+N        ?= 10000
+SEED     ?= 1
+FAULTS   ?= 50
+DATABASE ?= postgresql
+BROKER   ?= redis
+chaos: $(STAMP)  ## break everything at random and count what is lost (N=300 SEED=1 FAULTS=2 DATABASE=sqlite BROKER=amqp)
+	@$(BIN)/python -m tests.chaos --jobs $(N) --seed $(SEED) --faults $(FAULTS) \
+		--database $(DATABASE) --broker $(BROKER)
 
 # Describes the environment from outside, so that it is no part of what it describes.
 CYCLONEDX := cyclonedx-bom==7.5.0

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import redis
@@ -14,8 +11,7 @@ from sqlalchemy import func, select
 from shared.db import open_database, reading
 from shared.models import Job
 from shared.queue import ANALYZE
-from shared.settings import ROOT
-from tests.benchmarks.load import Load, multipart
+from tests.benchmarks.load import Load, measured, multipart
 from tests.benchmarks.result import About, Result, alternate, compared
 from tests.benchmarks.stage import Stage, hilum, serving, staged
 from tests.builders import chest, png
@@ -62,11 +58,7 @@ def run() -> Result:
 
 def _round(load: Load) -> float:
     """Milliseconds per upload."""
-    command = [sys.executable, "-m", "tests.benchmarks.load", json.dumps(asdict(load))]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(done.stderr)
-    return float(done.stdout) / load.count * 1e3
+    return measured(load).seconds / load.count * 1e3
 
 
 def _check(stage: Stage, count: int, size: int) -> None:

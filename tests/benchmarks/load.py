@@ -1,4 +1,4 @@
-"""The load of accept_cost (`python -m tests.benchmarks.load`): a process of threads with raw keep-alive sockets.
+"""The load of uploads (`python -m tests.benchmarks.load`): a process of threads with raw keep-alive sockets.
 
 An HTTP client library would cost as much of the two cores as the server that is measured.
 """
@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from shared.settings import ROOT
 
 BOUNDARY = "hilum-benchmark"
 TIMEOUT_S = 60.0
@@ -30,14 +33,31 @@ class Load:
     concurrency: int
 
 
+@dataclass(frozen=True)
+class Took:
+    """Seconds from the first byte sent to the last answer, and those of each upload by itself."""
+
+    seconds: float
+    each_s: list[float]
+
+
+def measured(load: Load) -> Took:
+    """Make the uploads from a process of its own; RuntimeError when one of them failed."""
+    command = [sys.executable, "-m", "tests.benchmarks.load", json.dumps(asdict(load))]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return Took(**json.loads(done.stdout))
+
+
 def multipart(data: bytes) -> bytes:
     """The body of an upload of `data` in the field `file`."""
     head = 'Content-Disposition: form-data; name="file"; filename="film.png"\r\nContent-Type: image/png\r\n\r\n'
     return f"--{BOUNDARY}\r\n{head}".encode() + data + f"\r\n--{BOUNDARY}--\r\n".encode()
 
 
-def seconds(load: Load) -> float:
-    """How long the uploads took together, from the first byte sent to the last answer; any error ends the run."""
+def upload(load: Load) -> Took:
+    """Make the uploads; any error ends the run."""
     request = _request(load)
     start = threading.Barrier(load.concurrency + 1)
     shares = [len(range(i, load.count, load.concurrency)) for i in range(load.concurrency)]
@@ -45,9 +65,8 @@ def seconds(load: Load) -> float:
         clients = [pool.submit(_client, load.port, request, share, start) for share in shares]
         start.wait()
         began = time.perf_counter()
-        for client in clients:
-            client.result()
-        return time.perf_counter() - began
+        each_s = [seconds for client in clients for seconds in client.result()]
+        return Took(time.perf_counter() - began, each_s)
 
 
 def _request(load: Load) -> bytes:
@@ -59,12 +78,16 @@ def _request(load: Load) -> bytes:
     return head.encode() + body
 
 
-def _client(port: int, request: bytes, count: int, start: threading.Barrier) -> None:
+def _client(port: int, request: bytes, count: int, start: threading.Barrier) -> list[float]:
+    each_s = []
     with socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S) as connection:
         start.wait()
         for _ in range(count):
+            began = time.perf_counter()
             connection.sendall(request)
             _read_answer(connection)
+            each_s.append(time.perf_counter() - began)
+    return each_s
 
 
 def _read_answer(connection: socket.socket) -> None:
@@ -84,4 +107,4 @@ def _read_answer(connection: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    print(seconds(Load(**json.loads(sys.argv[1]))))
+    print(json.dumps(asdict(upload(Load(**json.loads(sys.argv[1]))))))

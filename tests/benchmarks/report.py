@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,18 @@ def _section(entry: dict[str, Any], about: About) -> str:
         f"- Baseline: {about.baseline}.",
         f"- Bar: {about.bar}.",
         f"- Measured: {entry['date']} at commit {entry['commit']} on {entry['machine']}.",
-        f"- Again: `make bench B={entry['name'].removesuffix('_plain')}`",
+        f"- Again: `{about.again or 'make bench B=' + entry['name'].removesuffix('_plain')}`",
+        *_figures(entry.get("figures", {})),
         "",
     ]
     return "\n".join(lines)
+
+
+def _figures(figures: Mapping[str, Any], name: str = "") -> Iterator[str]:
+    """One line per figure; those of a group bear its name."""
+    for key, value in figures.items():
+        if isinstance(value, Mapping):
+            yield from _figures(value, f"{name}{key} ")
+        else:
+            shown = f"{value:g}" if isinstance(value, float) else value
+            yield f"- {name}{key}: {shown}"

@@ -7,7 +7,7 @@ import os
 import platform
 import statistics
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +29,7 @@ class About:
     baseline: str
     at_most: float | None = None
     at_least: float | None = None
+    again: str = ""  # the command that measures it anew; empty: `make bench` with its name
 
     @property
     def bar(self) -> str:
@@ -44,7 +45,10 @@ class About:
 
 @dataclass(frozen=True)
 class Result:
-    """Medians over the rounds of one run, ours and the baseline's, and their ratio with its smallest and largest."""
+    """Medians over the rounds of one run, ours and the baseline's, and their ratio with its smallest and largest.
+
+    `figures` are what else the run has counted or timed.
+    """
 
     name: str
     value: float
@@ -52,6 +56,7 @@ class Result:
     baseline: float
     ratio: float
     spread: tuple[float, float]
+    figures: Mapping[str, Any] | None = None
 
 
 def compared(about: About, ours: Sequence[float], baseline: Sequence[float]) -> Result:
@@ -82,8 +87,9 @@ def record(result: Result, path: Path = STORE) -> None:
     """Write `result` into the store in place of what stood there under its name."""
     entries = {entry["name"]: entry for entry in stored(path)}
     said = asdict(result)
+    figures = said.pop("figures")
     said |= {"machine": machine(), "date": datetime.now(UTC).date().isoformat(), "commit": commit()}
-    entries[result.name] = said
+    entries[result.name] = said | ({"figures": figures} if figures else {})
     path.write_text(json.dumps([entries[name] for name in sorted(entries)], indent=2) + "\n", encoding="utf-8")
 
 

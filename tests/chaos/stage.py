@@ -31,7 +31,7 @@ RETRIES = ",".join(["0.5", "1", "1"] + ["2"] * 60)
 
 
 class Kept:
-    """A process to start again when it has died; one thread calls all of this, for the process dies with that thread."""
+    """A process to start again when it has died; use it from one thread, for the process dies with that thread."""
 
     def __init__(self, name: str, command: list[str], env: Mapping[str, str], folder: Path, fds: tuple[int, ...] = ()):
         self.name = name

@@ -1,0 +1,168 @@
+"""What a million rows cost those who submit and those who claim."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import event, text
+from sqlalchemy.orm import Session
+
+from api.migrate import migrate
+from shared import jobs, ledger, tenants
+from shared.db import Database, open_database, transaction
+from shared.models import Job
+from shared.settings import Settings
+from tests.benchmarks.result import About, Result, alternate, compared
+from tests.benchmarks.server import databases
+
+SMALL, LARGE = 1_000, 1_000_000
+QUEUED_SHARE = 10  # one row in so many waits
+OPERATIONS = 300  # of each kind in a round
+ROUNDS = 5
+LEASE_S = 3600.0
+
+_WHERE = f"{LARGE:,} job rows, one in {QUEUED_SHARE} of them queued (PostgreSQL, every commit flushed to the disk)"
+_BASELINE = f"the same with {SMALL:,} job rows, in a database of its own on the same server"
+
+ABOUT = About(
+    name="flat_cost",
+    unit="ms per job",
+    means=f"Time to submit one job with {_WHERE}: `jobs.submit` and its commit.",
+    baseline=_BASELINE,
+    at_most=1.3,
+)
+CLAIM = About(
+    name="flat_cost_claim",
+    unit="ms per job",
+    means=f"Time to claim the one that is due first with {_WHERE}: `ledger.claim_next` and its commit.",
+    baseline=_BASELINE,
+    at_most=1.3,
+    again="make bench B=flat_cost",
+)
+ALSO = (CLAIM,)
+
+FILL = """
+INSERT INTO jobs (id, tenant_id, status, due_at, ready_at, created_at, finished_at, attempt, losses, cancel_requested,
+                  version, mode, priority, metadata, blob_key, media_type, size, sha256)
+SELECT 'job_' || lpad(i::text, 26, '0'), :tenant, CASE WHEN i % :share = 0 THEN 'queued' ELSE 'succeeded' END,
+       now() - interval '1 day' + i * interval '1 ms', now() - interval '1 day', now() - interval '1 day',
+       CASE WHEN i % :share = 0 THEN NULL ELSE now() END, 0, 0, false,
+       1, 'live', 'routine', '{}', 'blob', 'image/png', 1, md5(i::text) || md5(i::text)
+FROM generate_series(1, :rows) AS i
+"""
+
+
+@dataclass(frozen=True)
+class Shop:
+    """A database with many jobs."""
+
+    database: Database
+    settings: Settings
+    tenant_id: str
+
+    def submit(self) -> None:
+        """One more job that waits."""
+        with transaction(self.database) as session:
+            jobs.submit(
+                session,
+                self.settings,
+                tenant_id=self.tenant_id,
+                job_id=jobs.new_id(),
+                blob_key="blob",
+                media_type="image/png",
+                size=1,
+                sha256="0" * 64,
+            )
+
+    def claim(self) -> None:
+        """One job less that waits."""
+        with transaction(self.database) as session:
+            assert len(ledger.claim_next(session, Job, 1, lease_s=LEASE_S)) == 1
+
+
+def run() -> list[Result]:
+    """Alternate between the small and the large database, first those who submit, then those who claim."""
+    with databases("small", "large") as (small_url, large_url), _filled(small_url, SMALL) as small:
+        print(f"  filling {LARGE:,} rows ...", flush=True)
+        with _filled(large_url, LARGE) as large:
+            found = []
+            for about, act in ((ABOUT, Shop.submit), (CLAIM, Shop.claim)):
+                baseline, ours = alternate(_timed(small, act), _timed(large, act), rounds=ROUNDS)
+                found.append(compared(about, ours, baseline))
+            print(_plans(large), flush=True)
+    return found
+
+
+def _timed(shop: Shop, act: Callable[[Shop], None]) -> Callable[[], float]:
+    def round_ms() -> float:
+        began = time.perf_counter()
+        for _ in range(OPERATIONS):
+            act(shop)
+        return (time.perf_counter() - began) / OPERATIONS * 1e3
+
+    return round_ms
+
+
+@contextmanager
+def _filled(url: str, rows: int) -> Iterator[Shop]:
+    with tempfile.TemporaryDirectory() as home:
+        settings = Settings(home=Path(home), database_url=url)
+        migrate(settings)
+        database = open_database(settings)
+        with transaction(database) as session:
+            tenant_id = tenants.create(session, "benchmark").id
+            session.execute(text(FILL), {"tenant": tenant_id, "share": QUEUED_SHARE, "rows": rows})
+        with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text("VACUUM ANALYZE jobs"))
+        yield Shop(database, settings, tenant_id)
+        database.engine.dispose()
+
+
+def _plans(shop: Shop) -> str:
+    """How PostgreSQL carries out a claim and a submission, with what it really did."""
+    said: list[str] = []
+    for what, act in {"claim": _claimed, "submission": _submitted}.items():
+        said.append(f"  the plan of a {what}:")
+        with shop.database.writes() as session, _explained(session, said):
+            act(session, shop)
+            session.rollback()
+    return "\n".join(said)
+
+
+def _claimed(session: Session, _: Shop) -> None:
+    ledger.claim_next(session, Job, 1, lease_s=LEASE_S)
+
+
+def _submitted(session: Session, shop: Shop) -> None:
+    details = {"blob_key": "blob", "media_type": "image/png", "size": 1, "sha256": "0" * 64}
+    jobs.submit(session, shop.settings, tenant_id=shop.tenant_id, job_id=jobs.new_id(), **details)  # type: ignore[arg-type]
+
+
+@contextmanager
+def _explained(session: Session, said: list[str]) -> Iterator[None]:
+    """Explain, before it is carried out, every statement that the session sends about jobs."""
+    engine = session.get_bind()
+    busy = False
+
+    def explain(connection: Any, _: Any, statement: str, parameters: Any, *__: Any) -> None:
+        nonlocal busy
+        if busy or " jobs" not in statement:
+            return
+        busy = True
+        with connection.begin_nested() as nested:
+            rows = connection.exec_driver_sql(f"EXPLAIN (ANALYZE, BUFFERS, COSTS OFF) {statement}", parameters)
+            said.extend(f"    {row[0]}" for row in rows)
+            nested.rollback()
+        busy = False
+
+    event.listen(engine, "before_cursor_execute", explain)
+    try:
+        yield
+    finally:
+        event.remove(engine, "before_cursor_execute", explain)
