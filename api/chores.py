@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from shared import logs, purge, rehearsal
-from shared.db import Database
+from shared import idempotency, logs, purge, rehearsal
+from shared.db import Database, transaction
 from shared.errors import HilumError
 from shared.settings import Settings
 from shared.storage import Storage
@@ -45,6 +45,7 @@ def once(chores: Chores) -> None:
     """Play the test jobs that wait, and purge a bounded batch of what is past its time; never raises."""
     _try(_rehearse, chores)
     if time.monotonic() >= chores.retire_at:
+        _try(_forget, chores)
         _try(_retire, chores)
 
 
@@ -52,6 +53,14 @@ def _rehearse(chores: Chores) -> None:
     played = rehearsal.play(chores.database, chores.storage)
     if played:
         log.info("rehearsed", rows=played)
+
+
+def _forget(chores: Chores) -> None:
+    """The answers to idempotency keys that were kept for as long as was promised."""
+    forgotten = idempotency.EXPIRE_AT_ONCE
+    while forgotten == idempotency.EXPIRE_AT_ONCE:
+        with transaction(chores.database) as session:
+            forgotten = idempotency.expire(session, chores.settings)
 
 
 def _retire(chores: Chores) -> None:
