@@ -26,6 +26,7 @@ BUSY_TIMEOUT_S = 30
 CONNECT_TIMEOUT_S = 3
 SILENT_S = 10  # a server whose machine is gone is given up after this, and not after hours
 POOL_TIMEOUT_S = 5
+IDLE_S = 30  # no transaction of ours waits for anything but the database: one that does is a frozen process
 
 
 def _silent(bell: str) -> None:
@@ -64,6 +65,8 @@ def open_database(settings: Settings, ring: Callable[[str], None] | None = None)
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
+    else:
+        event.listen(engine, "connect", _prepare_postgres)
     writing = engine.execution_options(hilum_write=True)
     return Database(
         engine,
@@ -196,6 +199,14 @@ def _prepare_sqlite(connection: object, _: object) -> None:
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.close()
+
+
+def _prepare_postgres(connection: object, _: object) -> None:
+    """A process that froze in a transaction loses it, and with it the locks that others wait for."""
+    cursor = connection.cursor()  # type: ignore[attr-defined]
+    cursor.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_S}s'")
+    cursor.close()
+    connection.commit()  # type: ignore[attr-defined]
 
 
 def _begin_sqlite(connection: Connection) -> None:
