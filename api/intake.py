@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, BinaryIO, NamedTuple
 
 from pydantic import BeforeValidator, Field, JsonValue
-from sqlalchemy import Select, func, select
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from api import content, reuse
@@ -142,16 +142,20 @@ def ensure_room(database: Database, caller: Caller, count: int = 1) -> None:
     if not cap:
         return
     with reading(database) as session:
-        queued = session.execute(_queued(caller, at_most=cap)).scalar_one()
-    if queued + count > cap:
+        full = count > cap or session.scalars(_waiting(caller, after=cap - count)).first() is not None
+    if full:
         raise Throttled(f"At most {cap} jobs may wait at a time.", code="queue_full", queued_cap=cap)
 
 
-def _queued(caller: Caller, at_most: int) -> Select[int]:
-    """How many jobs wait, counted no further than `at_most`; the order keeps the planner on the index of the status."""
-    waiting = select(Job.id).where(Job.tenant_id == caller.tenant_id, Job.status == ledger.QUEUED)
-    counted = waiting.where(Job.mode == caller.mode).order_by(Job.id).limit(at_most)
-    return select(func.count()).select_from(counted.subquery())
+def _waiting(caller: Caller, after: int) -> Select[str]:
+    """The job that waits behind `after` others: no more rows than these are read, however many wait.
+
+    A range of one status, and not the status alone: only the index of a tenant's states has that order. For the order
+    of the ids, PostgreSQL would read the primary key and pass all that ended before it came to what waits.
+    """
+    mine = (Job.tenant_id == caller.tenant_id, Job.mode == caller.mode)
+    waiting = select(Job.id).where(*mine, Job.status.between(ledger.QUEUED, ledger.QUEUED))
+    return waiting.order_by(Job.status, Job.id).offset(after).limit(1)
 
 
 def _made(parts: Parts, order: Order, claim: Claim | None, tell: Tell | None) -> Accepted:
