@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 from typer.core import TyperGroup
 
-from api import orphans, records
+from api import backup, orphans, records
 from shared import logs
 from shared.errors import HilumError
 from shared.settings import Settings, variable
@@ -44,7 +44,8 @@ app = typer.Typer(
 )
 for name, group in (*records.GROUPS.items(), ("storage", orphans.app)):
     app.add_typer(group, name=name)
-app.command()(records.purge)
+for command in (records.purge, backup.backup, backup.restore):
+    app.command()(command)
 
 
 def main() -> None:

@@ -162,7 +162,7 @@ def test_every_column_that_names_a_blob_is_asked():
 def hilum(settings: Settings) -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "api.cli", *words]
-        return subprocess.run(command, env=environment(settings), cwd=ROOT, capture_output=True, text=True, timeout=120)
+        return subprocess.run(command, env=environment(settings), cwd=ROOT, capture_output=True, text=True, timeout=250)
 
     return run
 
