@@ -110,17 +110,13 @@ def play(database: Database, storage: Storage) -> int:
     """
     with reading(database) as session:
         waiting = session.execute(_waiting_jobs()).all()
-        unexplained = session.execute(_waiting_explanations()).all()
+    played = sum(_play_job(database, storage, row) for row in waiting)
+    with reading(database) as session:
+        waiting = session.execute(_waiting_explanations()).all()
         tables: tuple[Table, ...] = (Job, Explanation)
         stopped = [(table, row_id) for table in tables for row_id in session.scalars(_to_stop(table, clock(session)))]
-    played = 0
-    for row in waiting:
-        played += _play_job(database, storage, row)
-    for row in unexplained:
-        played += _play_explanation(database, storage, row)
-    for table, row_id in stopped:
-        played += _stop(database, table, row_id)
-    return played
+    played += sum(_play_explanation(database, storage, row) for row in waiting)
+    return played + sum(_stop(database, table, row_id) for table, row_id in stopped)
 
 
 # ---------------------------------------------------------------- playing
