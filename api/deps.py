@@ -16,6 +16,7 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.concurrency import run_in_threadpool
 
+from api.forecast import Forecast
 from api.notifier import Notifier, Seen
 from api.rates import RATE_HEADERS, Rates
 from api.stream import Broadcast
@@ -54,6 +55,7 @@ class Parts:
     notifier: Notifier
     broadcast: Broadcast
     rates: Rates
+    forecast: Forecast = field(default_factory=Forecast)
     callers: dict[bytes, tuple[float, Caller]] = field(default_factory=dict)
     used_keys: set[str] = field(default_factory=set)  # since the database was told
 

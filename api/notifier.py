@@ -40,7 +40,7 @@ class Notifier:
 
     async def wait(self, job_id: str, *, version: int | None, timeout_s: float) -> bool:
         """Wait until the job leaves `version` (None: until it ends); False when `timeout_s` ran out first."""
-        if self._closed:
+        if self._closed or timeout_s <= 0:
             return False
         waiter = Waiter(version)
         self._waiting.setdefault(job_id, set()).add(waiter)

@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from api.deps import Parts
 from shared import views
 from shared.db import reading
-from shared.schemas import JobView
+from shared.schemas import JobView, Status
 
 WAIT_PREFERENCE = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,6})\"?\s*(?=$|[,;])", re.IGNORECASE)
 
@@ -25,14 +25,25 @@ class Versioned(NamedTuple):
     @property
     def etag(self) -> str:
         """The strong entity tag of this state."""
-        return f'"{self.version}"'
+        return etag_of(self.version)
+
+
+def etag_of(version: int) -> str:
+    """The strong entity tag of a version; the place in the queue is no part of it."""
+    return f'"{version}"'
 
 
 def read(parts: Parts, tenant_id: str, job_id: str) -> Versioned:
-    """The job as it is now; NotFound."""
+    """The job as it is now, with its place in the queue; NotFound."""
     with reading(parts.database) as session:
         job = views.get(session, tenant_id, job_id)
-        return Versioned(views.view(session, job), job.version)
+        return Versioned(parts.forecast.placed(session, job, views.view(session, job)), job.version)
+
+
+def version(parts: Parts, tenant_id: str, job_id: str) -> tuple[int, Status]:
+    """The version and the status of the job, for one small query; NotFound."""
+    with reading(parts.database) as session:
+        return views.version(session, tenant_id, job_id)
 
 
 async def ended(parts: Parts, tenant_id: str, job_id: str, timeout_s: float) -> Versioned:

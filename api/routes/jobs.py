@@ -41,6 +41,8 @@ UPLOAD_ERRORS = documented(
 )
 READ_ERRORS = documented(errors.Unauthenticated, errors.Forbidden, errors.NotFound, errors.Invalid, errors.Unavailable)
 
+PRIVATE = "private, no-cache"
+
 IfNoneMatch = Annotated[str | None, Header(description="the ETag you hold; 304 while it is still true")]
 
 
@@ -96,15 +98,16 @@ async def read(
     if_none_match: IfNoneMatch = None,
 ) -> Response:
     """The job; `wait` holds the answer until it ends or, with `If-None-Match`, until anything of it changes."""
-    found = await run_in_threadpool(waiting.read, parts, tenant_id, job_id)
     wait_s = min(wait, parts.settings.max_wait_s)
-    if wait_s > 0 and if_none_match is not None and waiting.matches(if_none_match, found.etag):
-        found = await waiting.changed(parts, tenant_id, found, wait_s)
-    elif wait_s > 0 and if_none_match is None and not found.view.status.terminal:
-        found = await waiting.ended(parts, tenant_id, job_id, wait_s)
-    if waiting.matches(if_none_match, found.etag):
-        return Response(status_code=304, headers={"ETag": found.etag})
-    return answer(found)
+    if if_none_match is not None or wait_s > 0:
+        version, status = await run_in_threadpool(waiting.version, parts, tenant_id, job_id)
+        if waiting.matches(if_none_match, waiting.etag_of(version)):
+            if not await parts.notifier.wait(job_id, version=version, timeout_s=wait_s):
+                return _unchanged(waiting.etag_of(version))
+        elif if_none_match is None and not status.terminal:
+            await parts.notifier.wait(job_id, version=None, timeout_s=wait_s)
+    found = await run_in_threadpool(waiting.read, parts, tenant_id, job_id)
+    return _unchanged(found.etag) if waiting.matches(if_none_match, found.etag) else answer(found)
 
 
 def _utc(moment: datetime) -> datetime:
@@ -187,7 +190,7 @@ def artifact(job_id: JobId, name: ArtifactName, tenant_id: ReaderDep, parts: Par
     with reading(parts.database) as session:
         found = views.artifact(session, tenant_id, job_id, name)
         key, media_type = found.key, found.media_type
-    headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, no-cache"}
+    headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": PRIVATE}
     return Response(parts.storage.get(key), media_type=media_type, headers=headers)
 
 
@@ -223,8 +226,12 @@ def _named(made: intake.Accepted) -> dict[str, str]:
 
 def said(found: Versioned, status: int = 200, **headers: str) -> Answer:
     """A job as JSON with its entity tag."""
-    sent = {"ETag": found.etag, "Cache-Control": "private, no-cache", **headers}
+    sent = {"ETag": found.etag, "Cache-Control": PRIVATE, **headers}
     return Answer(status, sent, found.view.model_dump_json())
+
+
+def _unchanged(etag: str) -> Response:
+    return Response(status_code=304, headers={"ETag": etag, "Cache-Control": PRIVATE})
 
 
 def answer(found: Versioned) -> Response:

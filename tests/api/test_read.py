@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
+from datetime import timedelta
 
 import httpx
 import pytest
+from sqlalchemy import event, insert, inspect
 
-from shared.models import Explanation
+from api import forecast
+from api.app import create_app
+from shared import backlog, workers
+from shared.db import Database, transaction
+from shared.models import Explanation, Job
 from shared.settings import Settings
-from tests.api.conftest import Hand, Submit, both, later
+from tests.api.conftest import FILM, Hand, Submit, both, client_of, later, serving
 
 UNKNOWN = "job_01JDJ5W1M0QZ8N4T7X2B9C3D6F"
 
@@ -87,6 +94,24 @@ def test_an_entity_tag_says_whether_anything_changed(client: httpx.Client, submi
     assert changed.headers["ETag"] != tag
 
 
+@both
+def test_an_answer_that_nothing_changed_costs_one_query_of_the_row(settings: Settings, key: str) -> None:
+    app, asked = create_app(settings), []
+    with serving(settings, app) as url, client_of(url, key) as client:
+        path = f"/v1/jobs/{client.post('/v1/jobs', files={'file': FILM}).json()['id']}"
+        tag = client.get(path).headers["ETag"]
+
+        @event.listens_for(app.state.parts.database.engine, "before_cursor_execute")
+        def heard(_: object, __: object, statement: str, *rest: object) -> None:
+            asked.extend([statement] if statement != "BEGIN" else [])
+
+        assert client.get(path, headers={"If-None-Match": tag}).status_code == 304
+        (statement,) = asked
+    columns, _, rest = statement.partition("FROM")
+    assert set(re.findall(r"jobs\.(\w+)", columns)) == {"version", "status"}
+    assert set(re.findall(r"jobs\.(\w+)", rest)) == {"id", "tenant_id"}
+
+
 def test_a_wait_with_a_tag_ends_at_any_change(client: httpx.Client, submit: Submit, hand: Hand) -> None:
     path = f"/v1/jobs/{submit()['id']}"
     claim = hand.claim()
@@ -112,6 +137,60 @@ def test_one_end_wakes_everyone_who_waits(client: httpx.Client, submit: Submit, 
     for thread in threads:
         thread.join(10)
     assert seen == ["succeeded"] * 8
+
+
+# ---------------------------------------------------------------- the queue
+
+
+@both
+def test_a_queued_job_says_how_many_are_served_before_it(
+    client: httpx.Client, submit: Submit, hand: Hand, database: Database
+) -> None:
+    def positions(*job_ids: str) -> list[object]:
+        return [client.get(f"/v1/jobs/{job_id}").json()["queue_position"] for job_id in job_ids]
+
+    first, second = submit()["id"], submit()["id"]
+    urgent = submit(priority="stat")["id"]
+    assert positions(urgent, first, second) == [0, 1, 2]
+    assert hand.claim().id == urgent
+    tag = client.get(f"/v1/jobs/{second}").headers["ETag"]
+    assert positions(urgent, first, second) == [None, 0, 1]
+    client.post(f"/v1/jobs/{first}/cancel")
+    assert positions(second) == [0]
+    assert client.get(f"/v1/jobs/{second}").headers["ETag"] == tag
+    with transaction(database) as session:
+        job = session.get_one(Job, second)
+        row = {column.key: getattr(job, column.key) for column in inspect(Job).column_attrs}
+        row["due_at"] -= timedelta(hours=1)
+        session.execute(insert(Job), [{**row, "id": f"job_{place:026d}"} for place in range(backlog.AHEAD)])
+    assert positions(second) == [backlog.AHEAD]
+    submit(priority="urgent")
+    assert positions(second) == ["1000+"]
+
+
+@both
+def test_the_expected_end_is_known_once_workers_have_ended_jobs(
+    client: httpx.Client, submit: Submit, hand: Hand, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forecast, "PACE_KEPT_S", 0.0)
+    submit()
+    waiting = f"/v1/jobs/{submit()['id']}"
+    assert client.get(waiting).json()["eta_s"] is None
+    ended = hand.succeed()
+    with transaction(database) as session:
+        job = session.get_one(Job, ended)
+        job.started_at = job.finished_at - timedelta(seconds=4)
+        workers.beat(session, "host:1", queues=["analyze"])
+        workers.beat(session, "host:2", queues=["explain"])
+    assert client.get(waiting).json()["eta_s"] == 4.0
+    submit()
+    behind = f"/v1/jobs/{submit()['id']}"
+    assert client.get(behind).json()["eta_s"] == 12.0
+    with transaction(database) as session:
+        workers.beat(session, "host:3", queues=["analyze"])
+    assert client.get(behind).json()["eta_s"] == 8.0
+    hand.succeed()
+    assert client.get(waiting).json()["eta_s"] is None
 
 
 # ---------------------------------------------------------------- cancel
