@@ -60,8 +60,8 @@ class Rates:
     async def close(self) -> None:
         """Close the connections to Redis."""
         if self._redis is not None:
-            # The storage has no verb for it.
-            await self._redis.bridge.storage.aclose()  # type: ignore[attr-defined]
+            # The library has no verb for it.
+            await self._redis.bridge.get_connection().aclose()  # type: ignore[attr-defined]
 
     async def _count(self, key: str) -> int:
         now = time.monotonic()

@@ -60,6 +60,7 @@ ROOMS_OF: dict[str, tuple[str, ...]] = {
     # The worker's edge opens transactions and catches a database that is away; its pipeline and runtimes know none.
     "sqlalchemy": ("shared/*", "api/*", "migrations/*", "worker/[!/]*.py"),
     "alembic": ("migrations/*", "api/migrate.py"),
+    "limits": ("api/rates.py",),
     "obstore": ("shared/storage.py",),
     "prometheus_client": ("shared/metrics.py", "api/routes/health.py"),
     "structlog": ("shared/logs.py",),
