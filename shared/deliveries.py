@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from shared import destinations, events, ids, ledger, outbox
 from shared.db import clock, written
-from shared.errors import Conflict, Misconfigured, NotFound
+from shared.errors import Conflict, LeaseLost, Misconfigured, NotFound
 from shared.ledger import QUEUED, Claim
 from shared.models import TEST, Attempt, Delivery, Destination, Event
 from shared.queue import DELIVER, ring_after_commit
@@ -83,7 +83,7 @@ def claim(session: Session, delivery_ids: Sequence[str], *, lease_s: float) -> l
 
 def settle(session: Session, settings: Settings, claim: Claim, answer: Answer) -> None:
     """Write what a try met and what follows: done, another try, or the end of it. LeaseLost."""
-    row = session.get_one(Delivery, claim.id, populate_existing=True)
+    row = _held(session, claim)
     tries, pauses = row.tries + 1, pauses_s(settings)
     _log(session, claim, answer)
     if answer.error is None:
@@ -98,6 +98,14 @@ def settle(session: Session, settings: Settings, claim: Claim, answer: Answer) -
     return destinations.failed(session, settings, row.destination_id, gone=gone)
 
 
+def _held(session: Session, claim: Claim) -> Delivery:
+    """The row, held until the commit. LeaseLost: it was purged meanwhile, and no try can be written to it."""
+    row = session.get(Delivery, claim.id, with_for_update=True, populate_existing=True)
+    if row is None:
+        raise LeaseLost()
+    return row
+
+
 def cancel(session: Session, claim: Claim) -> None:
     """Its destination gets nothing any more. LeaseLost."""
     ledger.settle(session, claim, Status.CANCELED, error=outbox.DISABLED.model_dump())
@@ -105,6 +113,7 @@ def cancel(session: Session, claim: Claim) -> None:
 
 def hand_back(session: Session, claim: Claim) -> None:
     """A process that stops gives a delivery to another, whether or not the receiver has had it. LeaseLost."""
+    _held(session, claim)
     detail = "The process that sent it was stopped before the receiver had answered."
     _log(session, claim, Answer(clock(session), error=HANDED_BACK, detail=detail))
     ledger.requeue(session, claim)

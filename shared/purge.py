@@ -44,7 +44,7 @@ log = logs.get("shared.purge")
 
 
 class Files(NamedTuple):
-    """What some jobs left in the storage: the keys that their rows named, and their folders."""
+    """What some jobs left in the storage: the keys that their rows named, and a folder for each job."""
 
     keys: list[str]
     folders: list[str]
@@ -75,7 +75,9 @@ def purge_job(database: Database, storage: Storage, tenant_id: str, job_id: str,
         if not Status(status).terminal:
             raise Conflict(f"The job is {status}: cancel it first.", code="not_ended")
         files = _erase(session, [job_id], by)
-    return Purged(jobs=1) + _delete_files(storage, files)
+        if not files.folders:  # another purged it between our two looks
+            raise NotFound("There is no such job.")
+    return _delete_files(storage, files)
 
 
 def purge_ended(database: Database, storage: Storage, tenant_id: str, *, before: datetime | None, by: By) -> Purged:
@@ -83,7 +85,7 @@ def purge_ended(database: Database, storage: Storage, tenant_id: str, *, before:
     with transaction(database) as session:
         job_ids = session.scalars(_ended(tenant_id, before).order_by(Job.id).limit(AT_ONCE)).all()
         files = _erase(session, job_ids, by)
-    return Purged(jobs=len(job_ids)) + _delete_files(storage, files)
+    return _delete_files(storage, files)
 
 
 def retire(database: Database, storage: Storage, settings: Settings) -> Purged:
@@ -115,7 +117,7 @@ def _retire_jobs(database: Database, storage: Storage, tenant_id: str, before: d
         told = or_(Job.finished_at < late, ~_undelivered(Event.job_id == Job.id))
         job_ids = session.scalars(_ended(tenant_id, before).where(told).order_by(Job.id).limit(AT_ONCE)).all()
         files = _erase(session, job_ids, HILUM)
-    return Purged(jobs=len(job_ids)) + _delete_files(storage, files)
+    return _delete_files(storage, files)
 
 
 def _retire_events(database: Database, before: datetime) -> Purged:
@@ -190,7 +192,7 @@ def _delete_files(storage: Storage, files: Files) -> Purged:
             done += 1
     except HilumError as error:
         log.warning("files_left", code=error.code, files=len(left) - done)
-    return Purged(files=done, left=len(left) - done)
+    return Purged(jobs=len(files.folders), files=done, left=len(left) - done)
 
 
 def _listed(storage: Storage, folder: str) -> list[Blob]:
