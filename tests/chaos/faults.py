@@ -23,6 +23,8 @@ from tests.servers import Running
 
 SEEK_S = 1.5  # how long a fault waits for a worker to be in the middle of a row
 SPELL_S, MET_S = 1.5, 4.0  # a receiver misbehaves this long, and is waited for this long to be asked
+BEYOND_S = (1.0, 2.0)  # a frozen worker wakes so long after its lease has run out
+FROZEN_S = (0.5, 2.5)
 DOWN_S = (0.1, 1.0)
 LOCKED_S = (0.5, 2.0)
 STOP_S = 20.0
@@ -46,11 +48,16 @@ class Chaos:
         self.made[kind] += met
         return met
 
+    def asleep(self) -> list[Running]:
+        """Who is frozen now."""
+        return [running for _, running in self.frozen]
+
     def thaw(self, *, all: bool = False) -> None:
         """Let those go on whose time is over."""
         for one in list(self.frozen):
-            if all or one[0] <= time.monotonic():
-                one[1].send(signal.SIGCONT)
+            until, running = one
+            if all or until <= time.monotonic():
+                running.send(signal.SIGCONT)
                 self.frozen.remove(one)
 
 
@@ -77,26 +84,16 @@ def _kill_tree(chaos: Chaos) -> bool:
     return True
 
 
-def _freeze(chaos: Chaos) -> bool:
-    """SIGSTOP for longer than a lease; now and then for others than workers, and shorter."""
-    stage = chaos.stage
-    frozen = [one for _, one in chaos.frozen]
-    if chaos.draw.random() < 0.3:
-        other = chaos.draw.choice([stage.sweeper.running, stage.sender.running, stage.api.running, stage.broker.tree()])
-        if other is None or other in frozen:
-            return False
-        other.send(signal.SIGSTOP)
-        chaos.frozen.append((time.monotonic() + chaos.draw.uniform(0.5, 2.5), other))
-        return True
-    awake = [kept for kept in stage.workers if kept.running not in frozen]
-    found = _in_the_middle(chaos, lambda one: [_pool(one)], among=awake)
+def _freeze_worker(chaos: Chaos) -> bool:
+    """SIGSTOP in the middle of a row, for longer than its lease."""
+    found = _in_the_middle(chaos, lambda one: [_pool(one)])
     if found is None:
         return False
-    kept = found[0]
-    assert kept.running
-    kept.running.send(signal.SIGSTOP)
-    until = time.monotonic() + stage.settings.lease_s + chaos.draw.uniform(1.0, 2.0)
-    chaos.frozen.append((until, kept.running))
+    running = found[0].running
+    assert running
+    running.send(signal.SIGSTOP)
+    until = time.monotonic() + chaos.stage.settings.lease_s + chaos.draw.uniform(*BEYOND_S)
+    chaos.frozen.append((until, running))
     return True
 
 
@@ -173,6 +170,17 @@ def _sweeper_kill(chaos: Chaos) -> bool:
     return True
 
 
+def _freeze_other(chaos: Chaos) -> bool:
+    """SIGSTOP for the sweeper, the sender of webhooks, the API or the broker, for a while."""
+    stage = chaos.stage
+    running = chaos.draw.choice([stage.sweeper.running, stage.sender.running, stage.api.running, stage.broker.tree()])
+    if running is None or running in chaos.asleep():
+        return False
+    running.send(signal.SIGSTOP)
+    chaos.frozen.append((time.monotonic() + chaos.draw.uniform(*FROZEN_S), running))
+    return True
+
+
 def _client_cut(chaos: Chaos) -> bool:
     """The next client breaks off, in the middle of its upload or before it has read the answer."""
     chaos.load.mark(cut=chaos.draw.choice(["early", "late"]))
@@ -198,7 +206,7 @@ def _receiver(spell: str) -> Callable[[Chaos], bool]:
 FAULTS: dict[str, Callable[[Chaos], bool]] = {
     "kill_child": _kill_child,
     "kill_tree": _kill_tree,
-    "freeze": _freeze,
+    "freeze_worker": _freeze_worker,
     "poison": _poison,
     "broker_restart": _broker_restart,
     "broker_wipe": _broker_wipe,
@@ -208,6 +216,7 @@ FAULTS: dict[str, Callable[[Chaos], bool]] = {
     "database_lock": _database_lock,
     "api_restart": _api_restart,
     "sweeper_kill": _sweeper_kill,
+    "freeze_other": _freeze_other,
     "client_cut": _client_cut,
     "receiver_timeout": _receiver("timeout"),
     "receiver_error": _receiver("error"),
@@ -229,14 +238,13 @@ def _in_the_middle(
     chaos: Chaos, groups: Callable[[Kept], list[Group]], among: Sequence[Kept] | None = None
 ) -> tuple[Kept, Group, list[Held]] | None:
     """A stopped group of processes that holds a row just now; None when none does for SEEK_S."""
-    frozen = [one for _, one in chaos.frozen]
     deadline = time.monotonic() + SEEK_S
     while time.monotonic() < deadline:
         chaos.thaw()
         all_groups = [
             (kept, group)
             for kept in among or chaos.stage.workers
-            if kept.running not in frozen
+            if kept.running not in chaos.asleep()
             for group in groups(kept)
         ]
         chaos.draw.shuffle(all_groups)

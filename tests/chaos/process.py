@@ -31,7 +31,7 @@ from worker.parts import Parts
 
 POISON = b"hilum-chaos-poison"
 JOURNAL, SABOTAGE = "CHAOS_JOURNAL", "CHAOS_SABOTAGE"
-HESITATION_S = 0.2  # between the look at a row and the claim that no longer compares: the race that two workers run
+HESITATIONS_S = (0.0, 1.0)  # between the look at a row and a claim that no longer compares: time to end it meanwhile
 
 
 def main() -> None:
@@ -92,7 +92,7 @@ def _no_compare_and_set() -> None:
             seen = ledger.waiting(session, table, parts.settings.claim_batch)
         if not seen:
             return []
-        time.sleep(random.uniform(0, HESITATION_S))
+        time.sleep(random.choice(HESITATIONS_S))
         token = secrets.token_hex(8)
         with transaction(parts.database) as session:
             until = clock(session) + timedelta(seconds=parts.settings.lease_s)

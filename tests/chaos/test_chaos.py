@@ -53,7 +53,7 @@ def test_nothing_is_lost_on_postgresql(made: Any) -> None:
 
 
 def test_nothing_is_lost_on_sqlite(made: Any) -> None:
-    kinds = ("kill_tree", "freeze", "poison", "broker_wipe", "database_lock", "api_restart", "receiver_drop")
+    kinds = ("kill_tree", "freeze_worker", "poison", "broker_wipe", "database_lock", "api_restart", "receiver_drop")
     plan = short(jobs=35, database="sqlite", kinds=kinds)
     outcome = made(plan)
     assert outcome.kept, outcome
@@ -73,7 +73,7 @@ def test_without_compare_and_set_the_run_is_red(made: Any) -> None:
 
 @ON_POSTGRES
 def test_without_fencing_the_run_is_red(made: Any) -> None:
-    outcome = made(short(jobs=40, faults=3, kinds=("freeze",), sabotage="fencing", grace_s=20.0))
+    outcome = made(short(jobs=40, faults=3, kinds=("freeze_worker",), sabotage="fencing", grace_s=20.0))
     assert not outcome.kept
     assert outcome.verdict.duplicated > 0, outcome
 
