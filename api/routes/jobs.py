@@ -19,7 +19,7 @@ from api.params import ArtifactName, JobId, WaitSeconds
 from api.problems import documented
 from api.uploads import fields_of, file_of, reading_form
 from api.waiting import Versioned
-from shared import errors, jobs, views
+from shared import deeds, errors, jobs, views
 from shared.db import reading, transaction
 from shared.deeds import By
 from shared.idempotency import Answer
@@ -168,10 +168,11 @@ def page(
     summary="Cancel a job",
     responses={**READ_ERRORS, **documented(errors.Conflict)},
 )
-def cancel(job_id: JobId, tenant_id: SubmitterDep, parts: PartsDep) -> Response:
+def cancel(job_id: JobId, tenant_id: SubmitterDep, by: ByDep, parts: PartsDep) -> Response:
     """Cancel at once what is queued; what runs stops at its next stage (then the answer still says `running`)."""
     with transaction(parts.database) as session:
         job = jobs.cancel(session, tenant_id, job_id)
+        deeds.record(session, "job.canceled", job_id, tenant_id=tenant_id, **by)
         found = Versioned(views.view(session, job), job.version)
     return answer(found)
 
