@@ -11,10 +11,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import func, insert, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import func, select, update
 
-from shared import deeds, deliveries, destinations, events, ids, ledger, outbox, tenants
+from shared import deeds, deliveries, destinations, events, ledger, outbox, tenants
 from shared.db import Database, reading, transaction
 from shared.deeds import HILUM
 from shared.deliveries import Answer, Parcel
@@ -24,6 +23,7 @@ from shared.models import Attempt, Deed, Delivery, Destination, Event
 from shared.schemas import Status
 from shared.settings import Settings
 from shared.webhook_views import page
+from tests.crowds import pile_up
 
 NOW = datetime.now(UTC)
 TAKEN, REFUSED = Answer(NOW, 5, 200), Answer(NOW, 5, 503, "unsuccessful", "The receiver answered 503.", "no")
@@ -207,16 +207,6 @@ def test_choosing_reads_neither_what_is_full_nor_what_waits_for_its_next_try(
 def _ready(database: Database, **options: Any) -> list[tuple[str, str]]:
     with reading(database) as session:
         return deliveries.ready(session, 16, **{"share": 4, "held": {}, **options})
-
-
-def pile_up(session: Session, webhook_id: str, count: int) -> None:
-    """Deliveries that have been due for long."""
-    tenant_id = session.get_one(Destination, webhook_id).tenant_id
-    common = {"tenant_id": tenant_id, "created_at": NOW}
-    of_events = [{**common, "id": ids.new("evt"), "type": "job.failed", "payload": {}} for _ in range(count)]
-    session.execute(insert(Event), of_events)
-    due = {"destination_id": webhook_id, "status": "queued", "due_at": NOW - timedelta(days=1), "ready_at": NOW}
-    session.execute(insert(Delivery), [{**common, **due, "id": ids.new("dlv"), "event_id": e["id"]} for e in of_events])
 
 
 def _plan(database: Database, statement: Any, how: str = "") -> str:

@@ -15,6 +15,7 @@ import pytest
 from shared.addresses import checked_url, is_public
 from shared.deliveries import Answer
 from shared.errors import Invalid
+from shared.models import Attempt
 from tests import receivers, servers
 from tests.receivers import Receiver, answers, headers_of
 from worker import send
@@ -269,6 +270,11 @@ def test_what_is_no_answer_is_a_lost_connection(start: Start, behaviour: receive
 def test_a_port_where_nobody_listens_is_said() -> None:
     answer = post(f"http://127.0.0.1:{servers.free_port()}/")
     assert (answer.error, answer.status) == ("connect_failed", None)
+
+
+def test_the_log_has_room_for_what_is_said() -> None:
+    longest = {name: Attempt.__table__.c[name].type.length for name in ("response", "detail")}  # type: ignore[attr-defined]
+    assert longest == {"response": send.SHOWN, "detail": send.DETAIL}
 
 
 def test_what_no_database_keeps_does_not_get_there(start: Start) -> None:
