@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.chores import Chores, work
-from shared import backlog, deliveries, explanations, jobs, locks, logs
+from shared import backlog, deliveries, events, explanations, jobs, locks, logs
 from shared.backlog import Owed
 from shared.db import Database, transaction
 from shared.settings import Settings
@@ -72,6 +72,7 @@ def once(database: Database, settings: Settings, sweeper: Sweeper) -> bool:
             "deliveries": deliveries.expire(session, settings),
         }
         owed = backlog.owed(session)
+    events.numbered(database)
     for table, found in expired.items():
         if found.requeued or found.exhausted or found.canceled:
             counts = {kind: len(ids) for kind, ids in vars(found).items()}

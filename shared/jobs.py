@@ -50,23 +50,11 @@ def submit(
     One of mode `test` is never ready: no worker can claim it, the sweeper plays it.
     """
     now = clock(session)
-    job = Job(
-        id=job_id,
-        tenant_id=tenant_id,
-        status=Status.QUEUED.value,
-        priority=priority,
-        created_at=now,
-        due_at=now + timedelta(seconds=settings.waiting_limits_s[priority]),
-        ready_at=now if mode == LIVE else None,
-        mode=mode,
-        batch_id=batch_id,
-        external_id=external_id,
-        free=metadata or {},
-        blob_key=blob_key,
-        media_type=media_type,
-        size=size,
-        sha256=sha256,
-    )
+    due_at = now + timedelta(seconds=settings.waiting_limits_s[priority])
+    served = {"priority": priority, "created_at": now, "due_at": due_at, "ready_at": now if mode == LIVE else None}
+    own = {"external_id": external_id, "free": metadata or {}, "batch_id": batch_id}
+    upload = {"blob_key": blob_key, "media_type": media_type, "size": size, "sha256": sha256}
+    job = Job(id=job_id, tenant_id=tenant_id, status=Status.QUEUED.value, mode=mode, **served, **own, **upload)
     session.add(job)
     session.flush()
     for method in explain:

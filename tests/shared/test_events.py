@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import delete, select, update
 
+from api import sweep
 from shared import batches, events, explanations, ids, jobs, ledger, outbox, tenants
 from shared.db import Database, clock, reading, transaction
 from shared.events import Wanted
@@ -51,6 +52,13 @@ def test_numbers_are_given_once_and_without_a_gap(database: Database, tenant_id:
     with reading(database) as session:
         assert list(session.scalars(select(Event.seq).order_by(Event.seq))) == [1, 2, 3, 4, 5]
         assert events.tail(session) == (5, False)
+
+
+def test_the_sweeper_numbers_while_nobody_reads(database: Database, settings: Settings, tenant_id: str) -> None:
+    made = happen(database, tenant_id, 2)
+    assert sweep.once(database, settings, sweep.Sweeper())
+    with reading(database) as session:
+        assert [one.view.id for one in events.since(session, 0)] == made
 
 
 def test_many_are_numbered_in_several_rounds(
