@@ -279,6 +279,7 @@ class Worker(Base):
     bundle: Mapped[str | None] = mapped_column(String(128))
     runtime: Mapped[dict[str, Any] | None]
     draining: Mapped[bool] = mapped_column(default=False, server_default=false())  # it claims nothing more
+    holds: Mapped[list[str]] = mapped_column(default=list, server_default="[]")  # rows, when it was last seen
     started_at: Mapped[datetime]
     seen_at: Mapped[datetime] = mapped_column(index=True)
 

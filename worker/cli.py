@@ -1,4 +1,4 @@
-"""The worker's commands of `hilum`: worker, diagnose, and bundle compile | verify | parity."""
+"""The worker's commands of `hilum`: worker [list | drain], diagnose, and bundle compile | verify | parity."""
 
 from __future__ import annotations
 
@@ -10,34 +10,64 @@ from typing import Annotated
 
 import typer
 
-from shared import bundles, logs
+from shared import bundles, logs, workers
+from shared.backlog import WORKER_SEEN_S
 from shared.bundles import Bundle
+from shared.db import open_database, reading, transaction
+from shared.models import Worker
 from shared.settings import Settings
 
 METHODS = ("gradcam",)
 PICTURES = Path("hilum-output")
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
+worker_app = typer.Typer(invoke_without_command=True)
+app.add_typer(worker_app, name="worker")
 bundle_app = typer.Typer(no_args_is_help=True, help="The trained bundle: compile, verify, compare its runtimes.")
 app.add_typer(bundle_app, name="bundle")
 
 Folder = Annotated[Path | None, typer.Argument(help="Folder of the bundle; else HILUM_BUNDLE.", show_default=False)]
 
 
-@app.command()
+@worker_app.callback()
 def worker(
+    context: typer.Context,
     queues: Annotated[
         str, typer.Option(help="What to work on: analyze, explain, deliver.")
     ] = "analyze,explain,deliver",
     concurrency: Annotated[int, typer.Option(min=1, help="Rows at the same time; they share the cores.")] = 1,
 ) -> None:
     """Work on what waits, until SIGTERM or Ctrl-C; rows in work are finished within seconds or handed back."""
+    if context.invoked_subcommand is not None:
+        return
     from worker import app as working
 
     settings = Settings()
     logs.configure(settings, "worker")
     names = tuple(name.strip() for name in queues.split(",") if name.strip())
     raise typer.Exit(working.run(settings, names, concurrency))
+
+
+@worker_app.command("list")
+def list_workers(as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False) -> None:
+    """The workers that have not signed off: id, queues, last seen, runtime, whether it drains, the rows it holds."""
+    with reading(open_database(Settings())) as session:
+        for row, seen_s in workers.listed(session):
+            typer.echo(json.dumps(_told(row, seen_s)) if as_json else _line(row, seen_s))
+
+
+@worker_app.command()
+def drain(
+    worker_id: Annotated[str | None, typer.Argument(metavar="ID", help="As `hilum worker list` names it.")] = None,
+    everyone: Annotated[bool, typer.Option("--all", help="Every worker that has not signed off.")] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="Let it claim rows again.")] = False,
+) -> None:
+    """Let a worker finish what it has and claim nothing more; it stays alive, for whoever started it to end it."""
+    if (worker_id is None) != everyone:
+        raise typer.BadParameter("name one worker, or say --all")
+    with transaction(open_database(Settings())) as session:
+        for told in workers.drain(session, worker_id, draining=not undo):
+            typer.echo(told)
 
 
 @app.command()
@@ -129,6 +159,20 @@ def parity(
         else:
             values = "  ".join(f"{name} {value:.6g}" for name, value in figures.items())
             typer.echo(f"{runtime} {precision}: {values}")
+
+
+def _told(row: Worker, seen_s: float) -> dict[str, object]:
+    """A worker for programs."""
+    named = {"id": row.id, "queues": row.queues, "bundle": row.bundle, "runtime": row.runtime}
+    return named | {"draining": row.draining, "holds": row.holds, "seen_s": round(seen_s, 1)}
+
+
+def _line(row: Worker, seen_s: float) -> str:
+    """A worker for people; one that was killed stays in the list for a day and says so."""
+    runtime = "{name} {device} {precision}, {threads} threads".format(**row.runtime) if row.runtime else "-"
+    state = "lost" if seen_s > WORKER_SEEN_S else "drains" if row.draining else "works"
+    holds = ",".join(row.holds) or "-"
+    return f"{row.id}  {','.join(row.queues)}  seen {seen_s:.0f} s ago  {state}  {runtime}  {holds}"
 
 
 def _quiet() -> Settings:

@@ -85,7 +85,7 @@ class Dispatcher:
         """Give the free slots to what is due; False when there is nothing, or no slot is free."""
         settings, held = self._parts.settings, self._now_held()
         free, counts = settings.webhook_slots - len(held), Counter(one.destination_id for one in held)
-        if free <= 0:
+        if free <= 0 or self._parts.draining.is_set():
             return False
         with reading(self._parts.database) as session:
             share = settings.webhook_slots // LARGEST_SHARE
@@ -104,6 +104,7 @@ class Dispatcher:
         )
         with self._lock:
             self._held.add(held)
+        self._parts.held.add(held.claim.id)
         held.thread.start()
 
     def _deliver(self, held: Held, parcel: Parcel | None) -> None:
@@ -120,6 +121,7 @@ class Dispatcher:
         finally:
             with self._lock:
                 self._held.discard(held)
+            parts.held.discard(claim.id)
             parts.rung.set()
 
     def _renew(self) -> None:

@@ -48,6 +48,7 @@ class Lease:
 
     def hold(self) -> Self:
         """Begin to renew; whoever calls this sees to it that `release` follows, or the row is held for ever."""
+        self._parts.held.add(self.claim.id)
         self._thread.start()
         return self
 
@@ -55,6 +56,7 @@ class Lease:
         """Renew no more: the row has ended, or may be taken by another worker once its lease runs out."""
         self._done.set()
         self._thread.join()
+        self._parts.held.discard(self.claim.id)
 
     def begin(self) -> None:
         """The work on this row begins now, and with it its deadline."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -19,6 +20,7 @@ from worker.parts import Parts
 HANDLERS: Mapping[str, Callable[[Parts, Lease], Callable[[], None]]] = {ANALYZE: analysis.run, EXPLAIN: explanation.run}
 
 JOIN_S = 5.0
+PASS_ON_S = 1.0  # so that a bell which finds draining workers only does not go round and round
 
 log = logs.get("worker.loop")
 
@@ -27,6 +29,18 @@ def drain(parts: Parts, bell: str) -> None:
     """Claim and work until no row of this kind waits or the worker stops."""
     with parts.busy:
         _drain(parts, bell)
+    if parts.draining.is_set():
+        _pass_on(parts, bell)
+
+
+def _pass_on(parts: Parts, bell: str) -> None:
+    """A worker that drains goes on hearing bells, which are meant for others as long as a row waits."""
+    time.sleep(PASS_ON_S)
+    with reading(parts.database) as session:
+        waits = ledger.waiting(session, backlog.TABLES[bell], 1)
+    if waits:
+        log.info("bell_passed_on", bell=bell)
+        parts.database.ring(bell)
 
 
 def _drain(parts: Parts, bell: str) -> None:
@@ -38,7 +52,7 @@ def _drain(parts: Parts, bell: str) -> None:
         assert parts.predictor  # a worker whose networks do not load must not take a job
     with ThreadPoolExecutor(1, thread_name_prefix="settle") as writer:
         settling: Future[None] | None = None
-        while not parts.stop.is_set() and (leases := _claimed(parts, bell)):
+        while leases := _claimed(parts, bell):
             try:
                 while leases:
                     alone = leases[0].claim.losses > 0
@@ -58,6 +72,9 @@ def _drain(parts: Parts, bell: str) -> None:
 
 
 def _claimed(parts: Parts, bell: str) -> list[Lease]:
+    """The next rows under a lease; none when nothing waits, or when this worker stops or drains."""
+    if parts.stop.is_set() or parts.draining.is_set():
+        return []
     settings = parts.settings
     with transaction(parts.database) as session:
         claims = ledger.claim_next(session, backlog.TABLES[bell], settings.claim_batch, lease_s=settings.lease_s)
@@ -78,6 +95,7 @@ class Pulse:
         self._parts = parts
         self._stopped = threading.Event()
         self._seen: dict[str, str] = {}
+        self._said = False
         self._thread = threading.Thread(target=self._beat, name="pulse", daemon=True)
 
     def start(self) -> None:
@@ -121,10 +139,18 @@ class Pulse:
         loaded = parts.loaded.runtime.model_dump() if parts.loaded else None
         with transaction(parts.database) as session:
             columns = {"queues": list(parts.queues), "bundle": parts.bundle.identity, "runtime": loaded}
-            workers.beat(session, parts.worker_id, **columns)
+            columns |= {"holds": sorted(parts.held)}
+            draining = workers.beat(session, parts.worker_id, first=not self._said, **columns)
+        self._said = True
+        if draining != parts.draining.is_set():
+            (parts.draining.set if draining else parts.draining.clear)()
+            parts.rung.set()
+            log.warning("drains" if draining else "drains_no_more")
 
     def _look(self) -> None:
         """Work without a bell on what has waited since the last look: bells get lost, and consumers go deaf."""
+        if self._parts.draining.is_set():
+            return
         for bell in set(self._parts.queues) & set(HANDLERS):
             waits = self._first(backlog.TABLES[bell])
             if waits is not None and waits == self._seen.get(bell) and not self._parts.busy.locked():

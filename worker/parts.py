@@ -37,7 +37,8 @@ class StopFlag:
 class Parts:
     """The settings, the connections and the networks of one process; `busy` is held by the thread that works.
 
-    `rung` is set when a delivery may be due, or a slot is free for one.
+    `rung` is set when a delivery may be due, or a slot is free for one; `draining` while it may claim nothing more.
+    `held` are the ids of the rows that it works on.
     """
 
     settings: Settings
@@ -50,6 +51,8 @@ class Parts:
     sandbox: Sandbox
     busy: threading.Lock = field(default_factory=threading.Lock)
     rung: threading.Event = field(default_factory=threading.Event)
+    draining: threading.Event = field(default_factory=threading.Event)
+    held: set[str] = field(default_factory=set)
     _loading: threading.Lock = field(default_factory=threading.Lock)
     _predictor: Predictor | None = None
 

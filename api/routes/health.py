@@ -142,7 +142,7 @@ def _workers(parts: Parts) -> str:
     try:
         with reading(parts.database) as session:
             seen = workers.alive(session, backlog.WORKER_SEEN_S)
-            serving = {name for worker in seen for name in worker.queues}
+            serving = {name for worker in seen if not worker.draining for name in worker.queues}
     except SQLAlchemyError:
         return "unknown while the database does not answer"
     if queue.ANALYZE not in serving:

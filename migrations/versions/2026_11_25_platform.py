@@ -165,6 +165,7 @@ def upgrade() -> None:
 
     with op.batch_alter_table("workers") as batch_op:
         batch_op.add_column(sa.Column("draining", sa.Boolean(), server_default=sa.false(), nullable=False))
+        batch_op.add_column(sa.Column("holds", JSON_VALUE, server_default="[]", nullable=False))
 
     op.execute("INSERT INTO counters (name, value) VALUES ('events', 0)")
     _forbid_changes()
@@ -172,6 +173,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     with op.batch_alter_table("workers") as batch_op:
+        batch_op.drop_column("holds")
         batch_op.drop_column("draining")
 
     with op.batch_alter_table("tenants") as batch_op:
