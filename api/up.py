@@ -105,11 +105,13 @@ def _programs(settings: Settings, listener: socket.socket, workers: int) -> list
     hilum = (sys.executable, "-m", "api.cli")
     fd = listener.fileno()
     analyze = ("worker", "--queues", "analyze", "--concurrency", str(workers))
-    explain = ("worker", "--queues", "explain,deliver", "--concurrency", "1")
+    explain = ("worker", "--queues", "explain", "--concurrency", "1")
+    deliver = ("worker", "--queues", "deliver", "--concurrency", "1")  # a slow receiver delays no explanation
     return [
         Program("api", (*hilum, "api", "--fd", str(fd)), env, fds=(fd,)),
         Program("worker", (*hilum, *analyze), env, stop_s=WORKER_STOP_S),
         Program("explain", (*hilum, *explain), env, stop_s=WORKER_STOP_S),
+        Program("deliver", (*hilum, *deliver), env, stop_s=WORKER_STOP_S),
         Program("sweep", (*hilum, "sweep"), env),
     ]
 

@@ -63,7 +63,7 @@ def test_it_serves_a_job_and_says_where(up: Up, key: str) -> None:
 
 def test_each_line_of_a_child_bears_its_name(up: Up) -> None:
     names = {line.split("|")[0].strip() for line in up.said.splitlines() if re.match(r"\w+ +\|", line)}
-    assert {"broker", "api", "worker", "explain"} <= names
+    assert {"broker", "api", "worker", "explain", "deliver"} <= names
 
 
 def test_the_home_is_for_its_owner_alone(up: Up) -> None:
@@ -114,7 +114,7 @@ def test_the_broker_starts_again_where_the_others_look_for_it(up: Up, key: str) 
 
 def test_sigterm_leaves_no_process_behind_even_with_a_request_that_waits(up: Up, key: str) -> None:
     family = up.family()
-    assert len(family) >= 5
+    assert len(family) >= 6
     with httpx.Client(base_url=up.url, headers={"Authorization": f"Bearer {key}"}, timeout=90) as client:
         newest = client.get("/v1/jobs", params={"limit": 1}).json()["jobs"][0]["id"]
         held = threading.Thread(target=_hold, args=(client, newest), daemon=True)
