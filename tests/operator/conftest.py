@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,9 @@ import httpx
 import psutil
 import pytest
 
+from api import cli
 from shared.bundles import Bundle
+from shared.settings import Settings, variable
 from tests import builders
 
 START_S = 120.0
@@ -112,3 +115,23 @@ def submit(url: str, key: str, seed: int = 1) -> dict[str, object]:
         answer = client.post("/v1/jobs", files=files, headers={"Prefer": "wait=60"})
         assert answer.status_code in (201, 202), answer.text
         return dict(answer.json())
+
+
+Typed = Callable[..., str]
+
+
+@pytest.fixture
+def typed(settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Typed:
+    """Run a command of `hilum` in this process, on the test's database; what it said, without a terminal's frames."""
+
+    def run(*words: str, code: int = 0) -> str:
+        for name in settings.model_fields_set:
+            monkeypatch.setenv(variable(name), str(getattr(settings, name)))
+        monkeypatch.setattr(sys, "argv", ["hilum", *words])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr()
+        assert (ended.value.code or 0) == code, said
+        return re.sub("[│╭╮╰╯─]", "", said.out + said.err)
+
+    return run
