@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -25,6 +26,7 @@ from tests.servers import Running
 from tests.tiny import tiny_bundle
 from worker.runtimes import compiled
 
+START_S = 240.0
 HANG_S = 1.0  # a receiver that takes longer has failed
 # Tries in seconds for as long as a run may need, instead of in days.
 RETRIES = ",".join(["0.5", "1", "1"] + ["2"] * 60)
@@ -90,8 +92,9 @@ class Stage:
         """Start every process and return when the API answers and a worker has loaded."""
         for kept in self.all():
             kept.start()
-        servers.until(self.answers, what="the API")
-        servers.until(lambda: servers.worker_pids(self.settings), what="a worker that has loaded")
+        servers.until(self.answers, within_s=START_S, what="the API")
+        loaded = partial(servers.worker_pids, self.settings)
+        servers.until(loaded, within_s=START_S, what="a worker that has loaded")
 
     def stop(self) -> None:
         """End every process."""
