@@ -46,7 +46,7 @@ class Dispatcher:
         self._parts = parts
         self._held: set[Held] = set()
         self._lock = threading.Lock()
-        self._stopped = threading.Event()
+        self._stopped, self._ended = threading.Event(), threading.Event()
         self._threads = [
             threading.Thread(target=self._hand_out, name="deliveries", daemon=True),
             threading.Thread(target=self._renew, name="deliveries-leases", daemon=True),
@@ -68,6 +68,7 @@ class Dispatcher:
             held.thread.join(max(0.0, until - time.monotonic()))
         for held in self._now_held():
             self._hand_back(held)
+        self._ended.set()
 
     def _hand_out(self) -> None:
         parts = self._parts
@@ -125,7 +126,7 @@ class Dispatcher:
             parts.rung.set()
 
     def _renew(self) -> None:
-        while not self._stopped.wait(self._parts.settings.renew_s):
+        while not self._ended.wait(self._parts.settings.renew_s):
             try:
                 with transaction(self._parts.database) as session:
                     for held in self._now_held():

@@ -366,13 +366,20 @@ def test_a_process_that_stops_hands_back_what_is_not_answered(
     happen: Happen,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(deliver, "HAND_BACK_S", 0.2)
+    """Until then its lease is renewed, although it is shorter than the time that is left to the receiver."""
+    monkeypatch.setattr(deliver, "HAND_BACK_S", 1.5)
+    parts.settings = parts.settings.model_copy(update={"lease_s": 0.8, "renew_s": 0.1, "webhook_timeout_s": 60.0})
     receiver = start(receivers.never_answers)
     hook(receiver.url)
     happen()
     dispatcher = run()
     receiver.wait_for(1)
-    dispatcher.stop()
+    stopping = threading.Thread(target=dispatcher.stop)
+    stopping.start()
+    while stopping.is_alive():
+        with transaction(database) as session:
+            assert deliveries.expire(session, parts.settings).requeued == []
+        stopping.join(0.1)
     (row,) = rows(database)
     assert (row.status, row.losses, row.tries, row.lease_token) == ("queued", 0, 0, None)
     assert [a.error for a in tries(database)] == ["handed_back"]
