@@ -201,7 +201,7 @@ def _told() -> Iterator[None]:
     try:
         yield
     except (OSError, sqlite3.Error) as error:
-        raise HilumError(f"It did not succeed: {error}.", code="backup_failed") from error
+        raise HilumError(f"It did not succeed: {error}.") from error
 
 
 def _sha256(path: Path) -> str:

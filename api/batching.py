@@ -134,8 +134,7 @@ def _store(take: Take) -> None:
     else:
         _store_each(take, ((upload.filename or "", nullcontext(upload.file)) for upload in uploads))
     if take.refused:
-        detail = f"{len(take.refused)} of the files cannot be jobs, so none was made."
-        raise Invalid(detail, code="files_refused", files=take.refused)
+        raise Invalid("Not every file can be a job, so none was made.", code="files_refused", files=take.refused)
     if not take.taken:
         raise Invalid("The archive holds no file that could be a job.", code="empty_batch")
 

@@ -100,7 +100,7 @@ def test_no_label_leaves_its_place(name: str):
     except Invalid:
         return
     assert not {"", ".", ".."} & set(found.split("/")) or found == ""
-    assert os.path.normpath(f"/root/{found}").startswith("/root")
+    assert os.path.normpath(f"/store/{found}").startswith("/store")
 
 
 def test_more_files_than_allowed_are_refused():
