@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,8 +28,8 @@ from shared.deeds import HILUM
 from shared.deliveries import Parcel
 from shared.models import Attempt, Delivery, Destination, Event
 from shared.schemas import TERMINAL
-from shared.settings import Settings
-from tests import receivers
+from shared.settings import ROOT, Settings
+from tests import receivers, servers
 from tests.crowds import pile_up
 from tests.receivers import Receiver, Request, answers, headers_of
 from tests.servers import until
@@ -475,3 +480,84 @@ def test_ten_thousand_waiting_for_a_dead_receiver_delay_nobody(
         waiting = select(func.count()).where(Delivery.destination_id == webhook_id, Delivery.status == "queued")
         assert session.scalars(waiting).one() >= 9_990
         assert session.scalars(select(func.count()).select_from(Event)).one() == 10_005
+
+
+# ---------------------------------------------------------------- the examples of docs/webhooks.md
+
+
+def example(language: str, holding: str) -> str:
+    """The only block of code of that language in the page that holds those words."""
+    page = (ROOT / "docs" / "webhooks.md").read_text("utf-8")
+    blocks = re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (found,) = [block for block in blocks if holding in block]
+    return found
+
+
+@pytest.fixture
+def example_receiver(tmp_path: Path) -> Iterator[Callable[[str, int], servers.Running]]:
+    """Run the receiver of the page with a secret, on the port that its URL says."""
+    with ExitStack() as stack:
+
+        def run(secret: str, port: int) -> servers.Running:
+            env = {"WEBHOOK_SECRET": secret, "PORT": str(port), "INBOX": str(tmp_path / "inbox.db")}
+            command = [sys.executable, "-c", example("python", "BaseHTTPRequestHandler")]
+            found = stack.enter_context(servers.running("receiver", command, tmp_path, env={**os.environ, **env}))
+            until(lambda: _listens(port) or found.process.poll() is not None, what="the receiver of the page")
+            return found
+
+        yield run
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_the_receiver_of_the_page_acts_once_on_what_is_signed(
+    database: Database,
+    run: Callable[[], Dispatcher],
+    hook: Hook,
+    happen: Happen,
+    tenant_id: str,
+    example_receiver: Callable[[str, int], servers.Running],
+) -> None:
+    port = servers.free_port()
+    webhook_id = hook(f"http://127.0.0.1:{port}/")
+    receiver = example_receiver(secrets_of(database, webhook_id)[0], port)
+    happen(batch="bat_1")
+    run()
+    assert until(lambda: ended(database)) == ["succeeded"]
+    with transaction(database) as session:
+        deliveries.redeliver(session, destinations.get(session, tenant_id, webhook_id), rows(database)[0].id)
+    until(lambda: len(tries(database)) == 2, what="the same event again")
+    with transaction(database) as session:
+        deliveries.send_test(session, destinations.get(session, tenant_id, webhook_id))
+    assert until(lambda: ended(database)) == ["succeeded", "succeeded"]
+    assert [(a.status, a.error) for a in tries(database)] == [(204, None)] * 3
+    assert receiver.said().splitlines()[0] == "batch.finished {'batch': 'bat_1'}"
+    assert receiver.said().count("batch.finished") == 1
+    assert "webhook.test" not in receiver.said()
+    with transaction(database) as session:
+        session.get_one(Destination, webhook_id).secrets = ["whsec_" + "A" * 43 + "="]  # a forger's
+    happen(batch="bat_2")
+    assert until(lambda: ended(database)) == ["succeeded", "succeeded", "failed"]
+    assert tries(database)[-1].status == 401
+    assert "bat_2" not in receiver.said()
+
+
+def test_openssl_finds_the_signature_that_was_sent(
+    database: Database, run: Callable[[], Dispatcher], start: Start, hook: Hook, happen: Happen, tmp_path: Path
+) -> None:
+    receiver = start()
+    webhook_id = hook(receiver.url)
+    happen(batch="bat_1")
+    run()
+    (request,) = receiver.wait_for(1)
+    headers = headers_of(request)
+    (tmp_path / "body.json").write_bytes(request.body)
+    env = {"WEBHOOK_SECRET": secrets_of(database, webhook_id)[0], "WEBHOOK_ID": headers["webhook-id"]}
+    env["WEBHOOK_TIMESTAMP"] = headers["webhook-timestamp"]
+    script = ["sh", "-euc", example("sh", "openssl dgst")]
+    done = subprocess.run(script, env={**os.environ, **env}, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == headers["webhook-signature"]
+    assert done.stdout.startswith("v1,")
