@@ -16,7 +16,7 @@ from api.deps import PartsDep, ReaderDep
 from shared import batches, deeds, destinations, jobs, tenants
 from shared.columns import Base
 from shared.db import Database, reading, transaction
-from shared.models import ApiKey, Delivery, Job
+from shared.models import ApiKey, Delivery, Event, Job
 from shared.settings import Settings
 from tests.api.conftest import FILM, Hand, both, client_of, serving
 from tests.api.walk import Operation, ask, never, operations
@@ -85,12 +85,12 @@ def _alike(answer: httpx.Response, other: httpx.Response) -> bool:
 
 
 def rows(database: Database, tenant_id: str) -> dict[str, list[Any]]:
-    """Everything that the database holds of a tenant, but when its keys were used."""
+    """Everything that the database holds of a tenant, but when its keys were used and where its events stand."""
     held = {}
     with reading(database) as session:
         for name, table in Base.metadata.tables.items():
             if "tenant_id" in table.c:
-                columns = [column for column in table.c if column.name != "last_used_at"]
+                columns = [column for column in table.c if column.name not in ("last_used_at", "seq")]
                 mine = select(*columns).where(table.c.tenant_id == tenant_id).order_by(*table.primary_key.columns)
                 held[name] = list(session.execute(mine))
     return held
@@ -124,7 +124,19 @@ def test_no_list_shows_what_is_another_tenants(world: World) -> None:
             answer = ask(world.stranger, world.app, operation, {}, **query)
             assert answer.status_code in (200, 422), (operation, query, answer.text)
             assert not [value for value in (*secrets, "theirs") if f'"{value}"' in answer.text], (operation, query)
-    assert listed >= 4
+    assert listed >= 7
+
+
+def test_anothers_event_is_no_place_in_a_stream(world: World, database: Database) -> None:
+    with reading(database) as session:
+        theirs = session.scalars(select(Event.id)).one()
+    events = Operation("GET", "/v1/events")
+    answers = [
+        ask(world.stranger, world.app, events, {}, {"Last-Event-ID": event_id}).json()
+        for event_id in (theirs, f"{theirs[:14]}{'0' * 16}")
+    ]
+    assert [answer["events"] for answer in answers] == [[], []]
+    assert theirs not in str(answers)
 
 
 def test_a_stranger_cannot_rotate_or_revoke_by_the_ledger_either(database: Database, tenant_id: str) -> None:
