@@ -68,10 +68,13 @@ def open_database(settings: Settings, ring: Callable[[str], None] | None = None)
     else:
         event.listen(engine, "connect", _prepare_postgres)
     writing = engine.execution_options(hilum_write=True)
+    # On PostgreSQL each statement of a reading session sees what is committed then, with or without a transaction
+    # around it; without one, the round trips that begin and end it are saved.
+    own = {"isolation_level": "AUTOCOMMIT"} if engine.dialect.name == "postgresql" else {}
     return Database(
         engine,
         sessionmaker(writing, expire_on_commit=False),
-        sessionmaker(engine, expire_on_commit=False),
+        sessionmaker(engine.execution_options(**own), expire_on_commit=False),
         ring or _silent,
         threading.RLock() if engine.dialect.name == "sqlite" else nullcontext(),
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NamedTuple, get_args
 
-from sqlalchemy import Select, exists, or_, select, text, update
+from sqlalchemy import Select, exists, or_, select, update
 from sqlalchemy.orm import Session
 
 from shared import ids
@@ -21,7 +21,6 @@ from shared.schemas import TERMINAL, EventType, EventView, Status
 
 COUNTER = "events"
 AT_ONCE = 500
-FROZEN_S = 5
 UNTOLD = "webhook.test"  # concerns the endpoint alone that is tested
 TOLD = tuple(kind for kind in get_args(EventType) if kind != UNTOLD)
 # Events are numbered a little out of the order of their ids; from an id that is gone, reading begins this much earlier.
@@ -59,9 +58,6 @@ def number(session: Session) -> int | None:
     The counter's row is held until the commit. So numbers become visible in their order, and none is given to an event
     while a lower one is not visible yet.
     """
-    if session.get_bind().dialect.name == "postgresql":
-        # A process that is frozen here must not stop every stream: its connection is cut, and the row is free again.
-        session.execute(text(f"SET LOCAL idle_in_transaction_session_timeout = '{FROZEN_S}s'"))
     counter = select(Counter.value).where(Counter.name == COUNTER).with_for_update(skip_locked=True)
     value = session.scalars(counter).one_or_none()
     if value is None:
