@@ -165,6 +165,8 @@ def _made(parts: Parts, order: Order, claim: Claim | None, tell: Tell | None) ->
     parts.storage.put(key, upload.file, upload.media_type)
 
     def submit(session: Session) -> Accepted:
+        # Before the job, whose submission flushes both: one trip to the database less.
+        deeds.record(session, "job.submitted", job_id, tenant_id=order.caller.tenant_id, **order.by)
         job = jobs.submit(
             session,
             parts.settings,
@@ -177,7 +179,6 @@ def _made(parts: Parts, order: Order, claim: Claim | None, tell: Tell | None) ->
             mode=order.caller.mode,
             **wishes.model_dump(exclude={"reuse"}),
         )
-        deeds.record(session, "job.submitted", job_id, tenant_id=job.tenant_id, **order.by)
         view = views.view(session, job) if wishes.explain else views.view_of_new(job)
         return _noted(session, Accepted(Versioned(view, job.version), claim=claim), tell)
 
