@@ -79,13 +79,13 @@ def orphans(
 
 def compare(database: Database, store: Storage, before: datetime) -> Compared:
     """The store against the rows; only orphans that were written before a moment count. Unavailable."""
-    with reading(database) as session:
+    with Session(database.engine) as session:
         blobs = _listed(session, store.list())
         unnamed = select(_LISTED.c.key).except_(_named())
         old = select(_LISTED).where(_LISTED.c.key.in_(unnamed), _LISTED.c.modified_at < before)
         found = [Blob(*row) for row in session.execute(old.order_by(_LISTED.c.key))]
         lacking = list(session.scalars(_named().except_(select(_LISTED.c.key))))
-        session.rollback()  # and with it the temporary table
+        session.rollback()  # the transaction, and with it the temporary table
     return Compared(blobs, found, sorted(_still_missing(database, store, lacking)))
 
 

@@ -194,6 +194,7 @@ def test_the_command_lists_and_deletes_what_is_old(hilum, database, settings, te
 
 def test_the_comparison_leaves_no_table_behind(database, settings):
     before = set(inspected(database.engine).get_table_names())
-    for _ in range(2):
+    for _ in range(3):
         orphans.compare(database, open_storage(settings), SOON)
+        assert inspected(database.engine).get_temp_table_names() == []
     assert set(inspected(database.engine).get_table_names()) == before
