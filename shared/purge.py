@@ -113,19 +113,28 @@ def days_of(tenant: Tenant, settings: Settings) -> int:
 
 def _retire_jobs(database: Database, storage: Storage, tenant_id: str, before: datetime) -> Purged:
     with transaction(database) as session:
-        late = before - timedelta(days=UNDELIVERED_DAYS)
-        told = or_(Job.finished_at < late, ~_undelivered(Event.job_id == Job.id))
-        job_ids = session.scalars(_ended(tenant_id, before).where(told).order_by(Job.id).limit(AT_ONCE)).all()
-        files = _erase(session, job_ids, HILUM)
+        files = _erase(session, session.scalars(_told_jobs(tenant_id, before)).all(), HILUM)
     return _delete_files(storage, files)
 
 
 def _retire_events(database: Database, before: datetime) -> Purged:
-    late = before - timedelta(days=UNDELIVERED_DAYS)
     with transaction(database) as session:
-        told = or_(Event.created_at < late, ~_undelivered(Delivery.event_id == Event.id))
-        old = select(Event.id).where(Event.id < ids.earliest("evt", before), Event.created_at < before, told)
-        return Purged(events=_erase_events(session, old.order_by(Event.id).limit(AT_ONCE)))
+        return Purged(events=_erase_events(session, _told_events(before)))
+
+
+def _told_jobs(tenant_id: str, before: datetime) -> Any:
+    """Ids of a tenant's jobs that ended before a moment, of whose end every receiver that wants it has been told."""
+    late = before - timedelta(days=UNDELIVERED_DAYS)
+    told = or_(Job.finished_at < late, ~_undelivered(Event.job_id == Job.id))
+    return _ended(tenant_id, before).where(told).order_by(Job.id).limit(AT_ONCE)
+
+
+def _told_events(before: datetime) -> Any:
+    """Ids of the events before a moment that every receiver that wants them has been told of."""
+    late = before - timedelta(days=UNDELIVERED_DAYS)
+    told = or_(Event.created_at < late, ~_undelivered(Delivery.event_id == Event.id))
+    old = select(Event.id).where(Event.id < ids.earliest("evt", before), Event.created_at < before, told)
+    return old.order_by(Event.id).limit(AT_ONCE)
 
 
 def _ended(tenant_id: str, before: datetime | None) -> Any:

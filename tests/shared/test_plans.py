@@ -6,11 +6,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import insert
+from sqlalchemy import insert, update
 
-from shared import ids, ledger, views
+from shared import ids, ledger, purge, rehearsal, views
 from shared.db import Database, reading, transaction
-from shared.models import Batch, Job
+from shared.models import TEST, Batch, Explanation, Job
 
 NOW = datetime.now(UTC)
 MANY = 3000
@@ -105,3 +105,32 @@ def test_a_bound_in_time_is_a_bound_of_the_index(crowded, tenant_id):
         plan = _plan(crowded, views.listed(tenant_id, **{bound: middle}).limit(51))
         lines = [line.replace(" ", "") for line in plan.splitlines() if searched in line]
         assert any(f"id{sign}" in line.replace("(id)::text", "id") for line in lines), f"{bound}: {plan}"
+
+
+def test_rehearsals_read_the_index_of_what_is_played(crowded, tenant_id):
+    with transaction(crowded) as session:
+        session.execute(update(Job).where(Job.mode == TEST, Job.id > _row(MANY // 2, "")["id"]).values(status="queued"))
+        shared = {"tenant_id": tenant_id, "method": "gradcam", "created_at": NOW, "due_at": NOW}
+        mode_of = {i: TEST if i % 1000 == 7 else "live" for i in range(MANY)}
+        told = [
+            {
+                "id": f"exp_{i}",
+                "job_id": _row(i, "")["id"],
+                "mode": mode,
+                "status": "queued" if mode == TEST else "failed",
+            }
+            for i, mode in mode_of.items()
+        ]
+        session.execute(insert(Explanation), [shared | one for one in told])
+        session.connection().exec_driver_sql("ANALYZE")
+    for table, choosing in ((Job, rehearsal._waiting_jobs()), (Explanation, rehearsal._waiting_explanations())):
+        index = f"ix_{table.__tablename__}_rehearsed"
+        assert index in _plan(crowded, choosing)
+        assert index in _plan(crowded, rehearsal._to_stop(table, NOW))
+
+
+def test_retention_reads_what_is_old_in_the_order_of_its_ids(crowded, tenant_id):
+    before = NOW - timedelta(minutes=MANY - 50)
+    plan = _plan(crowded, purge._told_jobs(tenant_id, before))
+    assert any(index in plan for index in ("ix_jobs_tenant_id_id", "pk_jobs")), plan
+    assert not any(word in plan for word in ("Sort", "TEMP B-TREE", "Seq Scan on jobs", "SCAN jobs")), plan
