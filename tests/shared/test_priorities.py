@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 import random
+from collections.abc import Sequence
 from datetime import timedelta
 
 import pytest
@@ -12,9 +14,9 @@ from shared import jobs, ledger
 from shared.db import Database, transaction
 from shared.models import Job
 from shared.schemas import Priority
-from shared.settings import Settings
+from shared.settings import ROOT, Settings
 from tests.benchmarks import waiting_times
-from tests.benchmarks.waiting_times import FIFO, ORDERS, OURS, STRICT
+from tests.benchmarks.waiting_times import FIFO, ORDERS, OURS, STRICT, Film
 
 SUBMITTED = {"blob_key": "b", "media_type": "image/png", "size": 1, "sha256": "0" * 64}
 
@@ -98,6 +100,35 @@ def test_every_order_serves_every_film_once_and_never_early(rounds):
 
 def test_first_come_is_first_served(rounds):
     assert [film.number for film, _ in rounds[FIFO]] == list(range(400))
+
+
+def modelled(films: Sequence[Film], limits_s: dict[str, float]) -> list[tuple[Film, float]]:
+    """What the ledger should do, as a heap of due times: fast enough for the whole of what the page shows."""
+    waiting: list[tuple[float, int]] = []
+    served: list[tuple[Film, float]] = []
+    arrived, now_s = 0, 0.0
+    while len(served) < len(films):
+        now_s = now_s if waiting else max(now_s, films[arrived].at_s)
+        while arrived < len(films) and films[arrived].at_s <= now_s:
+            heapq.heappush(waiting, (films[arrived].at_s + limits_s[films[arrived].priority], arrived))
+            arrived += 1
+        film = films[heapq.heappop(waiting)[1]]
+        served.append((film, now_s - film.at_s))
+        now_s += film.service_s
+    return served
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_the_ledger_serves_as_the_model_does(rounds, name):
+    assert rounds[name] == modelled(waiting_times.arrivals(1, 400), ORDERS[name])
+
+
+def test_the_page_shows_what_the_model_says():
+    films = [waiting_times.arrivals(seed, waiting_times.FILMS) for seed in waiting_times.SEEDS]
+    found = {
+        name: [waiting_times.waits(modelled(each, limits_s)) for each in films] for name, limits_s in ORDERS.items()
+    }
+    assert waiting_times.table(found) in (ROOT / "docs" / "operations.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize("name", [OURS, STRICT])
