@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from moto.server import ThreadedMotoServer
 from sqlalchemy import func, select
 
 from shared import batches, jobs, ledger, rehearsal, tenants
@@ -240,6 +241,29 @@ def test_a_form_of_many_files_needs_few_descriptors(settings: Settings, key: str
         job = client.get(f"/v1/jobs/{made['files'][150]['job']}").json()
     assert job["input"]["bytes"] == len(film)
     assert max(open_files) < before + 50
+
+
+def test_a_batch_reaches_a_bucket(settings: Settings, key: str):
+    """Files of a form and of an archive go to the object store as the stretches of a spool that they are."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        url = "http://{}:{}".format(*server.get_host_and_port())
+        httpx.put(f"{url}/films").raise_for_status()
+        given = {"storage_url": "s3://films/x", "s3_endpoint": url, "s3_access_key": "a", "s3_secret_key": "b"}
+        settings = settings.model_copy(update=given)
+        large = FILM + os.urandom(5 * 2**20)
+        with serving(settings) as api, client_of(api, key) as client:
+            made = accepted(client, ("a.png", FILM), ("large.png", large), ("b.png", OTHER))
+            packed = accepted(client, ("films.zip", zipped({"a.png": FILM, "large.png": large})))
+            assert refused(client, ("a.png", FILM), ("empty.png", b""))["code"] == "files_refused"
+        store = open_storage(settings)
+        found = {blob.key.split("/")[1]: store.get(blob.key) for blob in store.list()}
+    finally:
+        server.stop()
+    jobs_of = [file["job"] for batch in (made, packed) for file in batch["files"]]
+    assert [found[job_id] for job_id in jobs_of] == [FILM, large, OTHER, FILM, large]
+    assert len(found) == 5
 
 
 def test_a_batch_beyond_the_cap_waits_outside(client, settings, key, database, tenant_id):
