@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import func, select, union_all, update
+from sqlalchemy import select, union_all, update
 from sqlalchemy.orm import Session
 
 from shared import destinations, events, ids, ledger, outbox
@@ -240,18 +240,20 @@ def _first_due(now: datetime, full: Sequence[str], n: int) -> Any:
 
     The walk jumps along the index from one destination to the next (a loose index scan), so it reads one row of each.
     """
-    walk = select(func.min(Delivery.destination_id).label("destination_id")).where(Delivery.status == QUEUED)
-    at = walk.cte("walk", recursive=True)
-    after = select(func.min(Delivery.destination_id)).where(
-        Delivery.status == QUEUED, Delivery.destination_id > at.c.destination_id
-    )
-    at = at.union_all(select(after.scalar_subquery()).where(at.c.destination_id.is_not(None)))
-    head = select(func.min(Delivery.due_at)).where(
-        Delivery.status == QUEUED, Delivery.destination_id == at.c.destination_id
-    )
-    heads = select(at.c.destination_id, head.scalar_subquery().label("due_at"))
+    at = select(_next_waiting().subquery("first")).cte("walk", recursive=True)
+    after = _next_waiting(Delivery.destination_id > at.c.destination_id).scalar_subquery()
+    at = at.union_all(select(after).where(at.c.destination_id.is_not(None)))
+    head = select(Delivery.due_at).where(Delivery.status == QUEUED, Delivery.destination_id == at.c.destination_id)
+    due_at = head.order_by(Delivery.due_at, Delivery.id).limit(1).scalar_subquery()
+    heads = select(at.c.destination_id, due_at.label("due_at"))
     found = heads.where(at.c.destination_id.is_not(None), at.c.destination_id.not_in(full)).subquery()
     return select(found.c.destination_id).where(found.c.due_at <= now).order_by(found.c.due_at).limit(n)
+
+
+def _next_waiting(*wanted: Any) -> Any:
+    """The first destination for which something waits; in the order of that index, so that no other can serve it."""
+    waiting = select(Delivery.destination_id).where(Delivery.status == QUEUED, *wanted)
+    return waiting.order_by(Delivery.destination_id, Delivery.due_at, Delivery.id).limit(1)
 
 
 def _due_at(destination_id: str, now: datetime, n: int) -> Any:

@@ -61,7 +61,7 @@ class Dispatcher:
         """Begin nothing more; what is not answered in HAND_BACK_S is handed back, to be sent again by another."""
         self._stopped.set()
         self._parts.rung.set()
-        self._threads[0].join()
+        self._threads[0].join(HAND_BACK_S)
         until = time.monotonic() + HAND_BACK_S
         for held in self._now_held():
             assert held.thread

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import delete, func, select, update
 
 from shared import deeds, deliveries, destinations, events, ledger, outbox, tenants
 from shared.db import Database, reading, transaction
@@ -200,7 +200,9 @@ def test_choosing_reads_neither_what_is_full_nor_what_waits_for_its_next_try(
         session.connection().exec_driver_sql("ANALYZE")
     assert [d for _, d in _ready(database, held={dead: 4})] == [alive]
     for statement in (deliveries._first_due(NOW, [dead], 16), deliveries._due_at(alive, NOW, 4)):
-        assert "ix_deliveries_waiting" in _plan(database, statement)
+        plan = _plan(database, statement)
+        assert "ix_deliveries_waiting" in plan
+        assert "ix_deliveries_destination_id_id" not in plan, plan  # it holds every delivery that there ever was
     assert _rows_read(database, deliveries._first_due(NOW, [dead], 16)) < 50
 
 
@@ -310,6 +312,19 @@ def test_a_process_that_lost_its_row_writes_nothing(
     assert settle(database, settings, fresh, TAKEN).status == "succeeded"
     with reading(database) as session:
         assert list(session.scalars(select(Attempt.error).order_by(Attempt.id))) == ["worker_lost", None]
+
+
+def test_what_was_purged_while_it_was_sent_is_nobodys_any_more(
+    database: Database, settings: Settings, webhook: Make, happen: Make
+) -> None:
+    webhook()
+    happen()
+    (claim,) = take(database)
+    with transaction(database) as session:
+        session.execute(delete(Delivery))
+    for answer in (TAKEN, REFUSED):
+        with pytest.raises(LeaseLost):
+            settle(database, settings, claim, answer)
 
 
 def expire(database: Database, settings: Settings) -> ledger.Expired:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sqlalchemy import func, select, text, update
 from standardwebhooks import Webhook, WebhookVerificationError
 
@@ -154,14 +157,30 @@ def test_a_receiver_gets_the_event_signed_as_the_standard_says(
     assert (attempt.number, attempt.status, attempt.error, attempt.response) == (1, 200, None, "taken")
 
 
-def test_a_forged_body_and_a_stranger_are_told_apart() -> None:
-    secret, other = "whsec_" + "A" * 43 + "=", "whsec_" + "B" * 43 + "="
-    parcel = Parcel("https://x.example/", "evt_1", '{"id":"evt_1"}', [secret])
-    headers = deliver.signed(parcel)
-    assert Webhook(secret).verify(parcel.body, headers) == {"id": "evt_1"}
-    for body, key in ((parcel.body + " ", secret), (parcel.body, other)):
+def secret_of(key: bytes) -> str:
+    return "whsec_" + base64.b64encode(key).decode()
+
+
+@given(
+    key=st.binary(min_size=24, max_size=64),
+    other=st.binary(min_size=24, max_size=64),
+    said=st.dictionaries(st.text(), st.text() | st.integers() | st.none(), max_size=5),
+    at=st.integers(min_value=0),
+)
+def test_a_signature_holds_for_one_key_and_one_body(key: bytes, other: bytes, said: dict[str, Any], at: int) -> None:
+    body = json.dumps(said, ensure_ascii=False)
+    headers = deliver.signed(Parcel("https://x.example/", "evt_1", body, [secret_of(key)]))
+    assert Webhook(secret_of(key)).verify(body.encode(), headers) == said
+    place = at % len(body)
+    forged = body[:place] + ("0" if body[place] != "0" else "1") + body[place + 1 :]
+    with pytest.raises(WebhookVerificationError):
+        Webhook(secret_of(key)).verify(forged.encode(), headers)
+    if other.ljust(64, b"\0") != key.ljust(64, b"\0"):  # HMAC itself fills keys up so
         with pytest.raises(WebhookVerificationError):
-            Webhook(key).verify(body, headers)
+            Webhook(secret_of(other)).verify(body.encode(), headers)
+    for name, value in (("webhook-id", "evt_2"), ("webhook-timestamp", str(int(headers["webhook-timestamp"]) + 1))):
+        with pytest.raises(WebhookVerificationError):
+            Webhook(secret_of(key)).verify(body.encode(), {**headers, name: value})
 
 
 def test_both_secrets_verify_while_they_overlap(
