@@ -62,7 +62,7 @@ def _parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--kinds", default="", help="only these kinds of fault, comma-separated")
     parser.add_argument("--workers", type=int, default=3, help="trees of two processes each")
     parser.add_argument("--grace-s", type=float, default=120.0, help="what has not ended by then is stuck")
-    parser.add_argument("--impatient", action="store_true", help="leases of 2 s instead of the default")
+    parser.add_argument("--impatient", action="store_true", help="leases of 4 s instead of the default")
     parser.add_argument("--sabotage", choices=SABOTAGES, default="", help="take out a safeguard: the run must fail")
     return parser.parse_args(arguments)
 

@@ -18,7 +18,7 @@ BROKERS = ("redis", "amqp")
 SABOTAGES = ("compare-and-set", "sweeper", "fencing")
 
 # Where the death of a worker shall show after seconds; a full run keeps the defaults of the service.
-IMPATIENT: Mapping[str, float] = {"lease_s": 2.0, "renew_s": 0.5, "pulse_s": 1.0, "sweep_every_s": 0.3}
+IMPATIENT: Mapping[str, float] = {"lease_s": 4.0, "renew_s": 1.0, "pulse_s": 1.0, "sweep_every_s": 0.3}
 
 
 @dataclass(frozen=True)

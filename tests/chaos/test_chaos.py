@@ -26,9 +26,15 @@ ON_POSTGRES = pytest.mark.postgres
 
 
 def short(**given: Any) -> Plan:
-    """A run of a minute: two workers, leases of two seconds."""
+    """A run of a minute: two workers, leases of four seconds."""
     values: dict[str, Any] = {"jobs": 60, "seed": 1, "faults": 1, "workers": 2, "settings": IMPATIENT, "grace_s": 90.0}
     return Plan(**{**values, **given})
+
+
+def told(outcome: Outcome) -> str:
+    """What a failed run is about."""
+    found = outcome.verdict
+    return "\n".join([found.line, *found.wrong, *found.missing, *outcome.died])
 
 
 @pytest.fixture
@@ -45,7 +51,7 @@ def made(tiny: Bundle, compiled_home: Path) -> Any:
 def test_nothing_is_lost_on_postgresql(made: Any) -> None:
     plan = short()
     outcome = made(plan)
-    assert outcome.kept, outcome
+    assert outcome.verdict.sound, told(outcome)
     assert outcome.verdict.accepted == outcome.verdict.finished == plan.jobs
     assert outcome.faults == Counter(schedule(plan))
     assert outcome.verdict.recoveries_s
@@ -56,7 +62,7 @@ def test_nothing_is_lost_on_sqlite(made: Any) -> None:
     kinds = ("kill_tree", "freeze_worker", "poison", "broker_wipe", "database_lock", "api_restart", "receiver_drop")
     plan = short(jobs=35, database="sqlite", kinds=kinds)
     outcome = made(plan)
-    assert outcome.kept, outcome
+    assert outcome.verdict.sound, told(outcome)
     assert outcome.verdict.accepted == outcome.verdict.finished == plan.jobs
     assert outcome.faults == Counter(schedule(plan))
 
@@ -68,21 +74,21 @@ def test_nothing_is_lost_on_sqlite(made: Any) -> None:
 def test_without_compare_and_set_the_run_is_red(made: Any) -> None:
     outcome = made(short(jobs=30, faults=0, sabotage="compare-and-set", grace_s=20.0))
     assert not outcome.kept
-    assert outcome.verdict.duplicated > 0, outcome
+    assert outcome.verdict.duplicated > 0, told(outcome)
 
 
 @ON_POSTGRES
 def test_without_fencing_the_run_is_red(made: Any) -> None:
     outcome = made(short(jobs=40, faults=3, kinds=("freeze_worker",), sabotage="fencing", grace_s=20.0))
     assert not outcome.kept
-    assert outcome.verdict.duplicated > 0, outcome
+    assert outcome.verdict.duplicated > 0, told(outcome)
 
 
 @ON_POSTGRES
 def test_without_a_sweeper_the_run_is_red(made: Any) -> None:
     outcome = made(short(jobs=30, faults=2, kinds=("kill_child",), sabotage="sweeper", grace_s=10.0))
     assert not outcome.kept
-    assert outcome.verdict.stuck > 0, outcome
+    assert outcome.verdict.stuck > 0, told(outcome)
 
 
 # ---------------------------------------------------------------- the verdict itself

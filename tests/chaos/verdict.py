@@ -47,10 +47,15 @@ class Verdict:
         return statistics.median(self.recoveries_s) if self.recoveries_s else 0.0
 
     @property
+    def sound(self) -> bool:
+        """Whether nothing was lost, duplicated or answered wrongly; how long it took is another question."""
+        lost = self.lost + self.duplicated + self.stuck + self.events_lost + len(self.wrong)
+        return lost == 0 and self.accepted == self.finished
+
+    @property
     def kept(self) -> bool:
         """Whether the bar holds."""
-        lost = self.lost + self.duplicated + self.stuck + self.events_lost + len(self.wrong)
-        return lost == 0 and self.accepted == self.finished and self.recovery_median_s < RECOVERY_S
+        return self.sound and self.recovery_median_s < RECOVERY_S
 
     @property
     def line(self) -> str:
