@@ -109,7 +109,8 @@ def test_each_variable_of_the_images_is_read_by_somebody() -> None:
 
 
 def test_the_services_are_those_that_the_documents_name() -> None:
-    assert set(COMPOSE["services"]) == {"postgres", "redis", "migrate", "api", "sweep", "worker", "worker-gpu"}
+    services = {"postgres", "redis", "migrate", "api", "sweep", "worker", "deliver", "worker-gpu"}
+    assert set(COMPOSE["services"]) == services
     assert COMPOSE["services"]["worker-gpu"]["profiles"] == ["gpu"]
     assert "--appendonly" in COMPOSE["services"]["redis"]["command"]
     for service in OURS.values():
