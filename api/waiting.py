@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api.deps import Parts
 from shared import views
-from shared.db import reading
+from shared.db import asking, reading
 from shared.schemas import JobView, Status
 
 WAIT_PREFERENCE = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,6})\"?\s*(?=$|[,;])", re.IGNORECASE)
@@ -42,8 +42,8 @@ def read(parts: Parts, tenant_id: str, job_id: str) -> Versioned:
 
 def version(parts: Parts, tenant_id: str, job_id: str) -> tuple[int, Status]:
     """The version and the status of the job, for one small query; NotFound."""
-    with reading(parts.database) as session:
-        return views.version(session, tenant_id, job_id)
+    with asking(parts.database) as connection:
+        return views.version(connection, tenant_id, job_id)
 
 
 async def ended(parts: Parts, tenant_id: str, job_id: str, timeout_s: float) -> Versioned:

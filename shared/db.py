@@ -133,6 +133,13 @@ def reading(database: Database) -> Iterator[Session]:
         yield session
 
 
+@contextmanager
+def asking(database: Database) -> Iterator[Connection]:
+    """A connection for one small question that is asked often, for which a session costs as much as the answer."""
+    with database.reads.kw["bind"].connect() as connection:
+        yield connection
+
+
 def clock(session: Session) -> datetime:
     """The time by which leases are judged: the database server's, for workers' clocks differ."""
     if session.get_bind().dialect.name == "postgresql":
