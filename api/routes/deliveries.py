@@ -32,7 +32,10 @@ def _delivery_id(value: str) -> str:
 
 
 def _utc(moment: datetime) -> datetime:
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    try:
+        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except OverflowError as error:
+        raise ValueError("a time before the year 1 or after 9999 in UTC") from error
 
 
 DeliveryId = Annotated[str, Path(examples=[DELIVERY_ID]), AfterValidator(_delivery_id)]
