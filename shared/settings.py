@@ -72,7 +72,7 @@ class Settings(BaseSettings):
     sweep_every_s: float = Field(1.0, gt=0, description="pause between two rounds of `hilum sweep`")
     broker_timeout_s: float = Field(3.0, gt=0, description="a bell never blocks longer than this")
 
-    bundle: Path = Field(ROOT / "bundles" / "hilum-cxr" / "0.1.0", description="folder of the active bundle")
+    bundle: Path = Field(ROOT / "bundles" / "hilum-cxr" / "1.0.0", description="folder of the active bundle")
     runtime: Literal["auto", "openvino", "torch"] = Field("auto", description="auto: openvino on a CPU")
     precision: Literal["auto", "bf16", "f32"] = Field("auto", description="auto: bf16 where the CPU computes in it")
     device: Literal["cpu", "cuda"] = Field("cpu", description="where the networks run")
