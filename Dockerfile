@@ -25,7 +25,7 @@ COPY api ./api
 COPY migrations ./migrations
 RUN pip install -e .
 # The manifest alone: /v1/models reads it, the weights are the workers'.
-COPY bundles/hilum-cxr/0.1.0/manifest.json ./bundles/hilum-cxr/0.1.0/manifest.json
+COPY bundles/hilum-cxr/1.0.0/manifest.json ./bundles/hilum-cxr/1.0.0/manifest.json
 USER hilum
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s \

@@ -8,7 +8,7 @@ from typing import Any
 from shared.schemas import DISCLAIMER
 
 JOB_ID = "job_01JDJ5W1M0QZ8N4T7X2B9C3D6F"
-BUNDLE = "hilum-cxr@0.1.0#3f9d2c81a07e"
+BUNDLE = "hilum-cxr@1.0.0#3f9d2c81a07e"
 
 RESULT: dict[str, Any] = {
     "top_class": "lung_opacity",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -65,8 +66,13 @@ class Preprocessing(Frozen):
 
 
 class Calibration(Frozen):
-    """What the validation split decided; `quantiles` are class-conditional conformal scores 1 - p."""
+    """What the stop fold (`votes`) and the validation split decided.
 
+    `votes` are the networks' shares in the mean, in their order, none where all count alike; `quantiles` are
+    class-conditional conformal scores 1 - p.
+    """
+
+    votes: list[Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=list)
     temperature: float = 1.0
     min_confidence: float = 0.0
     min_margin: float = 0.0
@@ -110,6 +116,9 @@ class Manifest(Frozen):
         unknown = set(self.calibration.quantiles) - set(self.classes)
         if unknown:
             raise ValueError(f"quantiles of unknown classes: {sorted(unknown)}")
+        votes = self.calibration.votes
+        if votes and (len(votes) != len(self.networks) or not math.isclose(sum(votes), 1, abs_tol=0.01)):
+            raise ValueError("the votes are not one share per network, with a sum of 1")
         return self
 
 

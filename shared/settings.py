@@ -91,7 +91,7 @@ class Settings(BaseSettings):
     )
     webhook_disable_hours: float = Field(120.0, gt=0, description="an endpoint that failed for this long is disabled")
 
-    bundle: Path = Field(ROOT / "bundles" / "hilum-cxr" / "0.1.0", description="folder of the active bundle")
+    bundle: Path = Field(ROOT / "bundles" / "hilum-cxr" / "1.0.0", description="folder of the active bundle")
     runtime: Literal["auto", "openvino", "torch"] = Field("auto", description="auto: openvino on a CPU")
     precision: Literal["auto", "bf16", "f32"] = Field("auto", description="auto: bf16 where the CPU computes in it")
     device: Literal["cpu", "cuda"] = Field("cpu", description="where the networks run")

@@ -14,6 +14,7 @@ from shared.errors import BundleError, Rejected
 from shared.schemas import Analysis
 from training.index import Item
 from worker.pipeline.analyze import analyze
+from worker.pipeline.ensemble import mean
 from worker.pipeline.predictor import Predictor
 
 LEAST_SPREAD = 1e-3  # deviation of a network's probabilities over different images
@@ -30,11 +31,12 @@ class Answer:
 
 @dataclass(frozen=True)
 class Table:
-    """The answers as arrays: labels int64 [N], together float64 [N, K], each float64 [N, M, K] untempered."""
+    """Answers as arrays: labels int64 [N], together float64 [N, K]; untempered: the vote [N, K] and each [N, M, K]."""
 
     answers: list[Answer]
     labels: np.ndarray
     together: np.ndarray
+    vote: np.ndarray
     each: np.ndarray
 
 
@@ -54,7 +56,8 @@ def table(bundle: Bundle, answers: list[Answer]) -> Table:
     together = np.array([[x.ensemble[c] for c in classes] for x in said])
     each = np.array([[[x.per_model[n][c] for c in classes] for n in names] for x in said])
     _must_vary(each, names)
-    return Table(kept, np.array([classes.index(a.item.label) for a in kept]), together, each)
+    labels = np.array([classes.index(a.item.label) for a in kept])
+    return Table(kept, labels, together, mean(each, bundle.manifest.calibration.votes), each)
 
 
 def _must_vary(each: np.ndarray, names: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,9 @@ def cam(looks: Looks, bundle: Bundle) -> dict[str, Any]:
     """
     said = together(looks.logits, bundle).argmax(axis=1)
     names = [network.name for network in bundle.manifest.networks]
-    which = {"ensemble": list(range(len(names)))} | {name: [m] for m, name in enumerate(names)}
-    heats = {name: _heats(looks.maps, said, chosen) for name, chosen in which.items()}
+    votes = bundle.manifest.calibration.votes
+    heats = {"ensemble": _heats(looks.maps, said, list(range(len(names))), votes)}
+    heats |= {name: _heats(looks.maps, said, [m]) for m, name in enumerate(names)}
     area = looks.masks.mean(axis=(1, 2))
     return {
         "lungs_area_share": float(area.mean()),
@@ -38,8 +40,8 @@ def share_inside(heats: np.ndarray, masks: np.ndarray) -> np.ndarray:
     return np.divide(inside, total, out=np.full(len(heats), np.nan), where=total > 0)
 
 
-def _heats(maps: np.ndarray, said: np.ndarray, networks: list[int]) -> np.ndarray:
-    fused = [explain.fuse(film[networks], int(k)) for film, k in zip(maps, said, strict=True)]
+def _heats(maps: np.ndarray, said: np.ndarray, networks: list[int], votes: Sequence[float] = ()) -> np.ndarray:
+    fused = [explain.fuse(film[networks], int(k), votes) for film, k in zip(maps, said, strict=True)]
     return np.stack([np.maximum(lungs.resize(heat, MASK), 0) for heat in fused])
 
 

@@ -16,7 +16,7 @@ from training.index import Item
 from worker.pipeline import lungs, quality
 from worker.pipeline.analyze import GRID, Prepared
 from worker.pipeline.analyze import prepare as serve
-from worker.pipeline.ensemble import softmax, tempered
+from worker.pipeline.ensemble import mean, softmax, tempered
 from worker.pipeline.predictor import Outputs, Predictor
 
 BATCH = 8  # tensors per call: what a CPU runtime is fastest with
@@ -100,7 +100,8 @@ def classify(bundle: Bundle, predictor: Predictor, tensors: np.ndarray) -> Said:
 
 def together(logits: np.ndarray, bundle: Bundle) -> np.ndarray:
     """The ensemble's calibrated probabilities float64 [N, K] of logits float32 [N, M, K]."""
-    return tempered(softmax(logits).mean(axis=1), bundle.manifest.calibration.temperature)
+    decided = bundle.manifest.calibration
+    return tempered(mean(softmax(logits), decided.votes), decided.temperature)
 
 
 def _seen(

@@ -1,4 +1,4 @@
-"""Decide on the validation split, and on nothing else: limits of the gate, temperature, thresholds, quantiles."""
+"""Decide the vote on the stop fold; on the validation split the gate's limits, temperature, thresholds, quantiles."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize, minimize_scalar
 
 from shared import bundles
 from shared.bundles import Bundle, Calibration
 from training import answers, gate, metrics, ood, prepare
 from training.answers import Table
 from training.index import Item
-from worker.pipeline.ensemble import tempered
+from worker.pipeline.ensemble import mean, softmax, tempered
 from worker.pipeline.predictor import Predictor
 
 
@@ -30,13 +30,18 @@ def calibrate(
     plain = {"ood": known, "quality": {}, "calibration": Calibration(coverage=config["coverage"])}
     draft = bundles.write(bundle.root, bundle.manifest.model_copy(update=plain))
     classes = draft.manifest.classes
+    stop = [item for item in items if item.split == "stop" and item.label in classes]
+    judged = answers.table(draft, answers.ask(draft, predictor, stop, root, "votes"))
+    voting = Calibration(coverage=config["coverage"], votes=votes(judged.labels, judged.each))
+    draft = bundles.write(draft.root, draft.manifest.model_copy(update={"calibration": voting}))
     val = [item for item in items if item.split == "val" and item.label in classes]
     asked = answers.ask(draft, ood.Scoring(predictor, draft), val, root, "calibrate")
     films = [a.analysis.quality for a in asked if a.analysis]
     limits = gate.fitted(films, len(asked) - len(films), config)
     passing = [a for a in asked if a.analysis and not gate.refusal(a.analysis.quality, limits)]
     table = answers.table(draft, passing)
-    decided = decide(table, classes, config).model_copy(update={"unusual_ood_score": unusual(table, config)})
+    further = {"unusual_ood_score": unusual(table, config), "votes": voting.votes}
+    decided = decide(table, classes, config).model_copy(update=further)
     story = draft.manifest.training_data | {"calibrated_on": dict(Counter(a.item.label for a in table.answers))}
     update = {"quality": limits, "calibration": decided, "training_data": story}
     return bundles.write(draft.root, draft.manifest.model_copy(update=update))
@@ -50,9 +55,8 @@ def unusual(table: Table, config: dict[str, Any]) -> float:
 
 def decide(table: Table, classes: list[str], config: dict[str, Any]) -> Calibration:
     """Temperature, then everything that is measured on calibrated probabilities."""
-    mean = table.each.mean(axis=1)
-    heat = temperature(table.labels, mean)
-    calibrated = tempered(mean, heat)
+    heat = temperature(table.labels, table.vote)
+    calibrated = tempered(table.vote, heat)
     ordered = np.sort(calibrated, axis=1)
     return Calibration(
         temperature=round(heat, 4),
@@ -64,10 +68,30 @@ def decide(table: Table, classes: list[str], config: dict[str, Any]) -> Calibrat
     )
 
 
-def temperature(labels: np.ndarray, mean: np.ndarray) -> float:
-    """The temperature of the mean probabilities [N, K] with the least negative log-likelihood (Guo 2017)."""
+def votes(labels: np.ndarray, each: np.ndarray) -> list[float]:
+    """The share of each network in the vote on its probabilities [N, M, K]: with these, and a temperature after them,
+    the negative log-likelihood is least.
+
+    A stronger network counts for more, and a weaker one keeps what it knows beside it. On the films that chose the
+    round of each network, because those of validation must not be used twice.
+    """
+    networks = each.shape[1]
+
+    def shares(x: np.ndarray) -> np.ndarray:
+        return softmax(np.append(x[: networks - 1], 0.0))
+
+    best = minimize(
+        lambda x: metrics.nll(labels, tempered(mean(each, list(shares(x))), math.exp(x[-1]))),
+        np.zeros(networks),
+        method="Nelder-Mead",
+    )
+    return [round(float(share), 3) for share in shares(best.x)]
+
+
+def temperature(labels: np.ndarray, vote: np.ndarray) -> float:
+    """The temperature of the vote [N, K] with the least negative log-likelihood (Guo 2017)."""
     best = minimize_scalar(
-        lambda t: metrics.nll(labels, tempered(mean, math.exp(t))), bounds=(-2.3, 2.3), method="bounded"
+        lambda t: metrics.nll(labels, tempered(vote, math.exp(t))), bounds=(-2.3, 2.3), method="bounded"
     )
     return math.exp(float(best.x))
 

@@ -97,7 +97,7 @@ def system(found: Parts, probabilities: np.ndarray, classes: list[str]) -> dict[
 
 def ensemble(table: Table, found: Parts, classes: list[str]) -> dict[str, Any]:
     """The ensemble's figures: those of any system, before the temperature too, and its sure and unsure answers."""
-    said, mean = system(found, table.together, classes), table.each.mean(axis=1)
+    said, mean = system(found, table.together, classes), table.vote
     said["ece_before_temperature"] = metrics.ece(table.labels, mean)
     said["ece_floor_before_temperature"] = chance.ece_floor(mean)
     said["reliability_before_temperature"] = metrics.reliability(table.labels, mean)

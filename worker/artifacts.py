@@ -25,13 +25,14 @@ def of_diagnosis(diagnosis: Diagnosis, bundle: Bundle) -> Files:
 
 def cams_of(diagnosis: Diagnosis, bundle: Bundle) -> Cams:
     """The class maps of a diagnosis with the names of their axes."""
-    networks = [network.name for network in bundle.manifest.networks]
-    return Cams(diagnosis.maps, bundle.manifest.classes, networks, diagnosis.lungs.box)
+    manifest = bundle.manifest
+    networks = [network.name for network in manifest.networks]
+    return Cams(diagnosis.maps, manifest.classes, networks, diagnosis.lungs.box, manifest.calibration.votes)
 
 
 def of_gradcam(film: np.ndarray, mask: np.ndarray, cams: Cams, class_name: str) -> tuple[dict[str, Any], Files]:
     """What Grad-CAM says of one class, and its pictures: film uint8 [H, W], lungs bool [H, W]."""
-    heat = explain.fuse(cams.maps, cams.classes.index(class_name))
+    heat = explain.fuse(cams.maps, cams.classes.index(class_name), cams.votes)
     on_film = explain.heat_on_image(heat, cams.box, film.shape)
     picture = render.overlay(film.astype(np.float32) / 255.0, on_film, mask)
     result = {

@@ -153,7 +153,7 @@ def parity(
     inputs = comparing.of_files(found, reference, files) if files else comparing.synthetic(found, count)
     for runtime, precision in (("torch", "bf16"), ("openvino", "f32"), ("openvino", "bf16")):
         other = opened(runtime=runtime, precision=precision)
-        figures = comparing.compare(reference, other, *inputs).as_dict()
+        figures = comparing.compare(reference, other, *inputs, found.manifest.calibration.votes).as_dict()
         if as_json:
             typer.echo(json.dumps({"runtime": runtime, "precision": precision, **figures}))
         else:

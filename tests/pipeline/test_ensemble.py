@@ -23,6 +23,14 @@ def test_the_mean_is_of_probabilities_and_the_temperature_comes_after_it() -> No
     np.testing.assert_allclose(said.each, softmax(LOGITS))
 
 
+def test_each_network_has_its_share_of_the_vote() -> None:
+    said = vote(LOGITS, CLASSES, Calibration(votes=[0.5, 0.25, 0.25]))
+    each = softmax(LOGITS)
+    np.testing.assert_allclose(said.together, 0.5 * each[0] + 0.25 * each[1] + 0.25 * each[2])
+    assert said.disagreement == pytest.approx((LOGITS.argmax(axis=1) != said.top).mean())  # heads are still counted
+    assert vote(LOGITS, CLASSES, Calibration(votes=[0.0, 1.0, 0.0])).top == 1
+
+
 def test_the_order_of_the_classes_is_the_given_one() -> None:
     said = vote(LOGITS[1:2], CLASSES, Calibration())
     assert CLASSES[said.top] == "a"

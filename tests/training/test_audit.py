@@ -315,7 +315,7 @@ def test_classes_that_only_the_source_has_are_not_asked_of_a_network_without_it(
     assert "covid19" not in found["four"]["without"]["said"]
 
 
-@pytest.mark.parametrize("line", ['start = "bundle:bundles/hilum-cxr/0.1.0"', 'teacher = "second"'])
+@pytest.mark.parametrize("line", ['start = "bundle:bundles/hilum-cxr/1.0.0"', 'teacher = "second"'])
 def test_what_knows_the_left_out_source_may_not_help(runs: Path, configs: Path, tmp_path: Path, line: str) -> None:
     text = (configs / "first.toml").read_text(encoding="utf-8")
     kept = [old for old in text.splitlines() if not old.startswith(line.split(" =")[0] + " =")]

@@ -45,7 +45,9 @@ def test_it_has_every_section_and_the_figures_with_their_intervals(evaluated: Ev
         low, high = one["intervals"]["accuracy"]
         assert f"| {name} | {one['accuracy']:.3f} ({low:.3f} to {high:.3f}) |" in page
     assert "| one | 30 | CC BY 4.0 |" in page
-    assert "| resnet50 | tiny | weights of a lungs network | 12.5 | 800 at 64 px, 90 at 224 px | 0.500 |" in page
+    assert (
+        "| resnet50 | tiny | equal | weights of a lungs network | 12.5 | 800 at 64 px, 90 at 224 px | 0.500 |" in page
+    )
     assert manifest.intended_use in page
     assert manifest.licence in page
     for code, count in found["gate"]["codes"].items():

@@ -68,6 +68,18 @@ def test_risk_is_the_error_rate_of_the_most_confident() -> None:
     assert metrics.risk(labels, said).tolist() == [0, 1 / 2, 2 / 3, 2 / 4]
 
 
+def test_a_network_counts_for_as_much_as_it_knows() -> None:
+    labels = RNG.integers(0, 4, 4_000)
+    truth = np.eye(4)[labels]
+    knowing, guessing = (softmax(RNG.normal(size=(4_000, 4)) + skill * truth) for skill in (3.0, 0.5))
+    shares = calibrate.votes(labels, np.stack([guessing, knowing], axis=1))
+    assert sum(shares) == pytest.approx(1, abs=0.01)
+    assert shares[1] > 0.7
+    alike = calibrate.votes(labels, np.stack([knowing, softmax(RNG.normal(size=(4_000, 4)) + 3.0 * truth)], axis=1))
+    assert alike[0] == pytest.approx(0.5, abs=0.1)
+    assert calibrate.votes(labels, knowing[:, None]) == [1.0]
+
+
 def test_the_temperature_undoes_a_known_one() -> None:
     p = softmax(RNG.normal(size=(20_000, 4)) * 1.5)
     labels = (p.cumsum(axis=1) < RNG.random((20_000, 1))).sum(axis=1)  # drawn from p: p is calibrated

@@ -29,7 +29,7 @@ def table(items: list[Item], together: np.ndarray, each: np.ndarray, sets: list[
         said: dict[str, Any] = {"uncertain": bool(i % 2), "prediction_set": chosen, "coverage": 0.9}
         said["uncertain_because"] = ["low_confidence"] if i % 2 else []
         answers.append(Answer(one, Analysis.model_construct(**said)))
-    return Table(answers, np.array([CLASSES.index(i.label) for i in items]), together, each)
+    return Table(answers, np.array([CLASSES.index(i.label) for i in items]), together, each.mean(axis=1), each)
 
 
 @pytest.fixture(scope="module")

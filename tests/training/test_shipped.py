@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
@@ -17,7 +18,7 @@ from shared.bundles import Bundle
 from shared.errors import Rejected
 from shared.settings import ROOT, Settings
 from tests.builders import png
-from training import bundle, evaluate, index, metrics, sample
+from training import bundle, evaluate, index, metrics, sample, screen
 from worker.pipeline import decode, lungs, quality
 from worker.pipeline.analyze import analyze
 from worker.pipeline.predictor import Predictor
@@ -51,17 +52,40 @@ def test_it_is_small_complete_and_says_what_it_may_be_used_for(shipped: Bundle) 
 
 def test_its_figures_are_of_these_weights_and_reach_the_bars(shipped: Bundle, figures: dict) -> None:
     assert figures["weights"] == {w.file: w.sha256 for w in shipped.manifest.files}
-    assert shipped.manifest.metrics["macro_f1"] == figures["ensemble"]["macro_f1"]
-    assert figures["lungs"]["all"]["dice"] >= 0.93
-    assert figures["ensemble"]["macro_f1"] >= 0.60
-    assert figures["ensemble"]["macro_f1"] > figures["baselines"]["source_majority"]["macro_f1"]
-    assert figures["gate"]["refusal_rate"] < 0.05
+    assert shipped.manifest.metrics == evaluate.summary(figures)
+    ensemble, networks = figures["ensemble"], figures["networks"]
+    assert figures["lungs"]["all"]["dice"] >= 0.95
+    assert min(ensemble["accuracy"], ensemble["macro_f1"]) >= 0.75
+    best = max(network["macro_f1"] for network in networks.values())
+    assert ensemble["macro_f1"] > best - 0.002  # one network has three quarters of the vote: the others may not cost
+    assert ensemble["ece"] < min(network["ece"] for network in networks.values())
+    assert ensemble["macro_f1"] > figures["baselines"]["source_majority"]["macro_f1"]
+    assert ensemble["ece"] <= 0.03
+    assert figures["gate"]["refusal_rate"] <= 0.02
+
+
+def test_every_class_is_covered_as_stated(figures: dict) -> None:
+    for name, found in figures["ensemble"]["prediction_set"]["per_class"].items():
+        assert found["inside"], name
+
+
+@pytest.mark.parametrize(("group", "share"), [("tuned/", 0.99), ("held out/", 0.99)])
+def test_what_is_no_film_is_refused(figures: dict, group: str, share: float) -> None:
+    kinds = [kind for name, kind in figures["strangers"].items() if name.startswith(group)]
+    assert len(kinds) >= 8
+    assert sum(kind["refused"] for kind in kinds) >= share * sum(kind["images"] for kind in kinds)
+
+
+@pytest.mark.parametrize("way", ["inverted", "turned 90", "turned 180", "turned 270"])
+def test_a_film_shown_wrongly_is_refused(figures: dict, way: str) -> None:
+    shown = figures["strangers"][f"films/{way}"]
+    assert shown["images"] >= 90
+    assert shown["refused"] >= 0.95 * shown["images"]
 
 
 def test_its_gate_limits_what_it_measures(shipped: Bundle) -> None:
     named = {limit.split("_", 1)[1] for limit in shipped.manifest.quality}
-    assert len(named) >= 12
-    assert named <= {check.name for check in quality.CHECKS}
+    assert named == {check.name for check in quality.CHECKS}
 
 
 def test_the_sample_film_is_diagnosed(shipped: Bundle, predictor: Predictor) -> None:
@@ -76,7 +100,7 @@ SPOILT: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "on its side": lambda p: np.rot90(p).copy(),
     "noise over it": lambda p: np.clip(p + np.random.default_rng(0).normal(0, 90, p.shape), 0, 255).astype(np.uint8),
     "a stamp": lambda p: p[::4, ::4].copy(),
-    "half of it": lambda p: np.where(np.arange(256) < 128, p, 200).astype(np.uint8),
+    "half of it": lambda p: p[:, :128].copy(),
     "painted": lambda p: np.stack([p, 255 - p, p], axis=-1),
 }
 
@@ -119,7 +143,10 @@ def test_real_dicom_files_are_diagnosed_and_the_dog_is_not(shipped: Bundle, pred
 
 @pytest.mark.data
 def test_its_training_images_are_those_of_the_index(shipped: Bundle) -> None:
-    assert shipped.manifest.training_data["fingerprint"] == index.fingerprint(index.build(DATA / "cxr"))
+    with (shipped.root / screen.LEFT_OUT).open(newline="", encoding="utf-8") as file:
+        gone = {row["id"] for row in csv.DictReader(file) if row["left_out"] == "True"}
+    items = [item for item in index.build(DATA / "cxr", [DATA / "cxr-extra"]) if item.id not in gone]
+    assert shipped.manifest.training_data["fingerprint"] == index.fingerprint(items)
 
 
 @pytest.mark.data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -44,8 +45,19 @@ def test_heat_is_positive_evidence_of_each_network_alike() -> None:
     assert heat.dtype == np.float32
     assert heat[0, 0] == heat[2, 2] == 1.0
     assert heat.sum() == 2.0
-    assert explain.fuse(maps, 1, weights=np.array([1.0, 0.0]))[2, 2] == 0
+    assert explain.fuse(maps, 1, votes=[1.0, 0.0])[2, 2] == 0
     assert not explain.fuse(maps, 0).any()
+
+
+def test_an_archive_keeps_the_votes_and_older_ones_have_none() -> None:
+    cast = replace(cams(), votes=[0.5, 0.3, 0.2])
+    assert explain.read_cams(cast.to_bytes()).votes == [0.5, 0.3, 0.2]
+    one = cams()
+    older = io.BytesIO()
+    np.savez(older, maps=one.maps, classes=one.classes, networks=one.networks, box=one.box)
+    assert explain.read_cams(older.getvalue()).votes == []
+    with pytest.raises(ValueError, match="votes"):
+        explain.read_cams(replace(one, votes=[1.0]).to_bytes())
 
 
 def test_heat_that_is_no_number_is_refused() -> None:

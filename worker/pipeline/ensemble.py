@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,7 +36,7 @@ def vote(logits: np.ndarray, classes: list[str], calibration: Calibration) -> Vo
     if not np.isfinite(logits).all():
         raise BundleError("a network answers with values that are no numbers")
     each = softmax(logits)
-    together = tempered(each.mean(axis=0), calibration.temperature)
+    together = tempered(mean(each, calibration.votes), calibration.temperature)
     order = np.argsort(together)[::-1]
     top, second = int(order[0]), int(order[1])
     margin = float(together[top] - together[second])
@@ -45,6 +46,11 @@ def vote(logits: np.ndarray, classes: list[str], calibration: Calibration) -> Vo
     )
     reasons = _doubts(float(together[top]), margin, disagreement, included, calibration)
     return Vote(each, together, top, margin, disagreement, included, reasons)
+
+
+def mean(each: np.ndarray, votes: Sequence[float] = ()) -> np.ndarray:
+    """The soft vote [..., K] on probabilities [..., M, K]: the mean, in which each network has its share of `votes`."""
+    return np.average(each, axis=-2, weights=votes or None)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

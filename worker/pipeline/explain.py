@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -24,12 +25,13 @@ class Cams:
     classes: list[str]
     networks: list[str]
     box: tuple[int, int, int, int]
+    votes: list[float] = field(default_factory=list)  # each network's share; none where all count alike
 
     def to_bytes(self) -> bytes:
         """A NumPy archive without pickled objects."""
         buffer = io.BytesIO()
         maps = self.maps.astype(np.float16)
-        np.savez(buffer, maps=maps, classes=self.classes, networks=self.networks, box=self.box)
+        np.savez(buffer, maps=maps, classes=self.classes, networks=self.networks, box=self.box, votes=self.votes)
         return buffer.getvalue()
 
 
@@ -43,18 +45,21 @@ def read_cams(data: bytes) -> Cams:
                 classes=[str(name) for name in archive["classes"]],
                 networks=[str(name) for name in archive["networks"]],
                 box=(left, top, right, bottom),
+                votes=[float(share) for share in archive["votes"]] if "votes" in archive else [],
             )
     except (OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError("no archive of class maps") from error
     if cams.maps.ndim != 4 or cams.maps.shape[:2] != (len(cams.networks), len(cams.classes)):
         raise ValueError(f"class maps of shape {cams.maps.shape}")
+    if cams.votes and len(cams.votes) != len(cams.networks):
+        raise ValueError(f"class maps of {len(cams.networks)} networks with {len(cams.votes)} votes")
     return cams
 
 
-def fuse(maps: np.ndarray, class_index: int, weights: np.ndarray | None = None) -> np.ndarray:
+def fuse(maps: np.ndarray, class_index: int, votes: Sequence[float] = ()) -> np.ndarray:
     """One heat map float32 [h, w] in 0..1 of class maps [M, K, h, w]: each network's own, scaled to 1, then averaged.
 
-    `weights` [M] say how much each network counts, equally by default. All zero where no network sees evidence for the
+    `votes` [M] are the shares of the networks, equal by default. All zero where no network sees evidence for the
     class. BundleError where the maps hold values that are no numbers.
     """
     of_class = maps[:, class_index].astype(np.float32)
@@ -63,7 +68,7 @@ def fuse(maps: np.ndarray, class_index: int, weights: np.ndarray | None = None) 
     positive = np.maximum(of_class, 0.0)
     highest = positive.max(axis=(1, 2), keepdims=True)
     scaled = np.divide(positive, highest, out=np.zeros_like(positive), where=highest > 0)
-    mean = np.average(scaled, axis=0, weights=weights).astype(np.float32)
+    mean = np.average(scaled, axis=0, weights=votes or None).astype(np.float32)
     return mean / mean.max() if mean.max() > 0 else mean
 
 

@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from shared.bundles import Bundle, Preprocessing
 from worker.pipeline.analyze import prepare
-from worker.pipeline.ensemble import softmax
+from worker.pipeline.ensemble import mean, softmax
 from worker.pipeline.lungs import segmentation_tensor
 from worker.pipeline.predictor import Predictor
 
@@ -36,10 +36,15 @@ class Parity:
         return asdict(self)
 
 
-def compare(reference: Predictor, other: Predictor, images: np.ndarray, lungs: np.ndarray) -> Parity:
-    """The parity of `other` on classifier inputs float32 [N, 1, S, S] and lungs inputs float32 [N, 1, s, s]."""
+def compare(
+    reference: Predictor, other: Predictor, images: np.ndarray, lungs: np.ndarray, votes: Sequence[float] = ()
+) -> Parity:
+    """The parity of `other` on classifier inputs float32 [N, 1, S, S] and lungs inputs float32 [N, 1, s, s].
+
+    Probabilities are those of the vote, in which each network has its share of `votes`.
+    """
     theirs, ours = reference.classify(images), other.classify(images)
-    p, q = (softmax(said.logits).mean(axis=0) for said in (theirs, ours))
+    p, q = (mean(softmax(said.logits).swapaxes(0, 1), votes) for said in (theirs, ours))
     correlations = _correlations(theirs.maps, ours.maps)
     return Parity(
         images=len(images),
