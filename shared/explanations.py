@@ -55,9 +55,7 @@ def drop(session: Session, job_id: str) -> None:
 def request(session: Session, tenant_id: str, job_id: str, method: Method) -> None:
     """Ask for an explanation, or for another try of one that failed; Conflict without a diagnosis. NotFound."""
     job = views.get(session, tenant_id, job_id)
-    status = Status(job.status)
-    if status.terminal and status is not Status.SUCCEEDED:
-        raise Conflict(f"The job has no diagnosis to explain: it was {status}.", code="no_diagnosis")
+    _ensure_explicable(job)
     row = _row(session, job_id, method)
     if row is None:
         row = hold(session, job, method)
@@ -67,9 +65,12 @@ def request(session: Session, tenant_id: str, job_id: str, method: Method) -> No
     else:
         return
     session.flush()
-    if status is Status.SUCCEEDED:
-        release(session, job_id)
+    # It waits for a worker that ends the job at this moment and could not see the row: look again at what it became.
     _touch(session, job_id)
+    job = views.get(session, tenant_id, job_id)
+    _ensure_explicable(job)
+    if job.status == Status.SUCCEEDED:
+        release(session, job_id)
 
 
 def cancel(session: Session, tenant_id: str, job_id: str, method: Method) -> None:
@@ -136,6 +137,12 @@ def expire(session: Session, settings: Settings) -> ledger.Expired:
 def _ended(session: Session, row: Explanation, event: EventType, **payload: Any) -> None:
     _touch(session, row.job_id)
     outbox.record(session, row.tenant_id, row.job_id, event, method=row.method, **payload)
+
+
+def _ensure_explicable(job: Job) -> None:
+    status = Status(job.status)
+    if status.terminal and status is not Status.SUCCEEDED:
+        raise Conflict(f"The job has no diagnosis to explain: it was {status}.", code="no_diagnosis")
 
 
 def _touch(session: Session, job_id: str) -> None:
