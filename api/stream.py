@@ -8,6 +8,7 @@ buffer goes on. Every event it wants thus comes once and in order, whatever was 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +24,8 @@ from shared.schemas import EventView
 
 ROOM = 256  # events kept for a listener that does not keep up
 READERS = 4  # listeners that read from the database at a time: the requests need its connections too
-OVER_EVERY_S = 1.0  # how often the jobs that someone listens to are asked whether they are over
+HEARTBEAT_S = 10.0  # a listener who is told nothing is woken after this
+SLOWLY_S = 1.0  # how often jobs are asked whether they are over, and listeners looked through for a heartbeat
 
 log = logs.get("api.stream")
 
@@ -52,6 +54,7 @@ class Listener:
     place: int
     gap: bool = True  # between its place and its buffer there may be events that only the database has
     over: bool = False  # nothing more will be told of its job
+    beat_at: float = math.inf  # on the loop's clock
     buffer: list[Told] = field(default_factory=list)
     woken: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -91,14 +94,14 @@ class Broadcast:
         self._looking = asyncio.Event()
         self._readers = asyncio.Semaphore(READERS)
         self._watch: asyncio.Task[None] | None = None
-        self._asked_at = 0.0
+        self._slowly_at = 0.0
         self._ask: set[str] = set()
         self.closed = False
 
     @contextmanager
     def listening(self, wanted: Wanted, place: int) -> Iterator[Listener]:
         """Listen from `place` on, for as long as the block runs."""
-        listener = Listener(wanted, place)
+        listener = Listener(wanted, place, gap=self._tail is None or place < self._tail)
         key = (wanted.tenant_id, wanted.job_id)
         self._listeners.setdefault(key, set()).add(listener)
         if self._watch is None or self._watch.done():
@@ -111,21 +114,19 @@ class Broadcast:
             if not self._listeners[key]:
                 del self._listeners[key]
 
-    async def next(self, listener: Listener, timeout_s: float) -> list[Told]:
-        """The next events, at least one; none when the time is up, the listener has ended or the process ends."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                # What is committed between a reading of the database and the first look would be in neither.
-                await self._looking.wait()
-                while True:
-                    found = await self._caught_up(listener) if listener.gap else listener.take()
-                    if found or listener.ended or self.closed:
-                        return found
-                    if not listener.gap:
-                        listener.woken.clear()
-                        await listener.woken.wait()
-        except TimeoutError:
-            return []
+    async def next(self, listener: Listener) -> list[Told]:
+        """The next events; none as a heartbeat, when the listener has ended, and when the process ends."""
+        # What is committed between a reading of the database and the first look would be in neither.
+        await self._looking.wait()
+        clock_s = asyncio.get_running_loop().time
+        listener.beat_at = clock_s() + HEARTBEAT_S
+        while True:
+            found = await self._caught_up(listener) if listener.gap else listener.take()
+            if found or listener.ended or self.closed or clock_s() >= listener.beat_at:
+                return found
+            if not listener.gap:
+                listener.woken.clear()
+                await listener.woken.wait()
 
     async def close(self) -> None:
         """Wake all who listen, who then go, and look no more."""
@@ -159,25 +160,37 @@ class Broadcast:
 
     async def _look(self) -> None:
         """Look once per tick while anyone listens."""
-        clock = asyncio.get_running_loop().time
+        clock_s = asyncio.get_running_loop().time
         try:
             while self._listeners and not self.closed:
-                if clock() - self._asked_at >= OVER_EVERY_S:
-                    self._asked_at, self._ask = clock(), {job_id for _, job_id in self._listeners if job_id}
-                asked, self._ask = self._ask, set()
-                try:
-                    news = await run_in_threadpool(self._news, self._tail, asked)
-                except Exception as error:
-                    # The database is away for now: the listeners stay, and hear what happened when it is back.
-                    self._ask |= asked
-                    log.warning("events_not_read", error=type(error).__name__)
-                else:
-                    self._hand_out(news)
-                await asyncio.sleep(self._tick_s if self._tail is None or len(news.rows) < events.AT_ONCE else 0)
+                if clock_s() - self._slowly_at >= SLOWLY_S:
+                    self._slowly_at = clock_s()
+                    self._beat(clock_s())
+                    self._ask = {job_id for _, job_id in self._listeners if job_id}
+                more = await self._looked()
+                await asyncio.sleep(0 if more else self._tick_s)
         finally:
             self._tail = None
             if not self.closed:
                 self._looking.clear()
+
+    def _beat(self, now_s: float) -> None:
+        for listener in self._all():
+            if listener.beat_at <= now_s:
+                listener.woken.set()
+
+    async def _looked(self) -> bool:
+        """Look, and hand out what was found; whether there may be more of it already."""
+        asked, self._ask = self._ask, set()
+        try:
+            news = await run_in_threadpool(self._news, self._tail, asked)
+        except Exception as error:
+            # The database is away for now: the listeners stay, and hear what happened when it is back.
+            self._ask |= asked
+            log.warning("events_not_read", error=type(error).__name__)
+            return False
+        self._hand_out(news)
+        return len(news.rows) == events.AT_ONCE
 
     def _news(self, place: int | None, job_ids: Collection[str]) -> _News:
         """What happened since `place`; a job that is over was so before its last events were read here."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
@@ -29,7 +30,7 @@ router = APIRouter(prefix="/v1", tags=["events"])
 
 SSE, JSON = "text/event-stream", "application/json"
 START = "start"
-HEARTBEAT_S = 10.0
+CHECK_S = 10.0  # how often a stream asks whether its key is still good
 SEND_S = 30.0  # a reader that takes nothing for so long is left
 RETRY_MS = 1000  # how soon a browser comes back
 MOST = 500
@@ -152,7 +153,8 @@ async def _answer(parts: Parts, credentials: BearerDep, wanted: Wanted, asked: A
 
 def _open(parts: Parts, wanted: Wanted, asked: Asked) -> _Opening:
     """Find the reader's place; NotFound for a job that is not the tenant's."""
-    end = events.numbered(parts.database)
+    # For a stream that goes on, the broadcast numbers what is new.
+    end = events.numbered(parts.database) if asked.json or _begins_now(wanted, asked) else 0
     with reading(parts.database) as session:
         over = False
         if wanted.job_id is not None:
@@ -161,10 +163,8 @@ def _open(parts: Parts, wanted: Wanted, asked: Asked) -> _Opening:
         newest = events.newest(session, wanted.tenant_id)
         if asked.after is not None and asked.after != START:
             place = events.place(session, wanted.tenant_id, asked.after)
-        elif _begins_now(wanted, asked):
-            place = newest[1] if newest else end
         else:
-            place = 0
+            place = end if _begins_now(wanted, asked) else 0
         rows = events.page(session, wanted, place, asked.limit) if asked.json or over else []
         # Where nothing has happened yet, a moment stands for the event.
         newest_id = newest[0] if newest else ids.earliest("evt", clock(session))
@@ -180,8 +180,10 @@ async def _page(parts: Parts, wanted: Wanted, asked: Asked, opening: _Opening) -
     full = len(found) == asked.limit
     wait_s = min(asked.wait_s, parts.settings.max_wait_s)
     if not found and not ended and wait_s > 0:
-        with parts.broadcast.listening(wanted, opening.place) as listener:
-            found = [told.view for told in await parts.broadcast.next(listener, wait_s)]
+        with parts.broadcast.listening(wanted, opening.place) as listener, contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                while not (found or listener.ended or parts.broadcast.closed):
+                    found = [told.view for told in await parts.broadcast.next(listener)]
             full, ended = len(found) > asked.limit, listener.ended
     shown = found[: asked.limit]
     page = EventPage(events=shown, next_after=shown[-1].id if shown else opening.newest, ended=ended and not full)
@@ -191,7 +193,7 @@ async def _page(parts: Parts, wanted: Wanted, asked: Asked, opening: _Opening) -
 async def _stream(
     parts: Parts, credentials: BearerDep, wanted: Wanted, opening: _Opening, begins: str | None
 ) -> AsyncIterator[bytes]:
-    """The stream of one reader; every heartbeat asks again whether its key may still read."""
+    """The stream of one reader, for as long as its key may read."""
     clock_s = asyncio.get_running_loop().time
     checked_at = clock_s()
     yield ServerSentEvent(id=begins, retry=RETRY_MS, sep="\n").encode()
@@ -199,7 +201,7 @@ async def _stream(
         listener.over = opening.over
         while not listener.ended and not parts.broadcast.closed:
             try:
-                found = await parts.broadcast.next(listener, HEARTBEAT_S)
+                found = await parts.broadcast.next(listener)
             except SQLAlchemyError as error:
                 log.warning("stream_broken", error=type(error).__name__)
                 return
@@ -207,7 +209,7 @@ async def _stream(
                 yield b"".join(told.chunk for told in found)
             elif not listener.ended and not parts.broadcast.closed:
                 yield HEARTBEAT
-            if clock_s() - checked_at >= HEARTBEAT_S:
+            if clock_s() - checked_at >= CHECK_S:
                 if not await _may_read(parts, credentials, wanted.tenant_id):
                     return
                 checked_at = clock_s()
