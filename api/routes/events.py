@@ -164,7 +164,7 @@ def _open(parts: Parts, wanted: Wanted, asked: Asked) -> _Opening:
         if asked.after is not None and asked.after != START:
             place = events.place(session, wanted.tenant_id, asked.after)
         else:
-            place = end if _begins_now(wanted, asked) else 0
+            place = max(end, newest[1] if newest else 0) if _begins_now(wanted, asked) else 0
         rows = events.page(session, wanted, place, asked.limit) if asked.json or over else []
         # Where nothing has happened yet, a moment stands for the event.
         newest_id = newest[0] if newest else ids.earliest("evt", clock(session))
