@@ -1,0 +1,133 @@
+"""Requests that nobody would think of, made from the OpenAPI document: no 500, and no answer but those it describes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings, strategies
+from schemathesis.checks import CHECKS, load_all_checks
+
+from api.app import create_app
+from shared import tenants
+from shared.bundles import Bundle
+from shared.db import open_database, transaction
+from shared.settings import Settings
+from tests.api.conftest import FILM, Hand, client_of, serving
+from tests.api.test_strangers import values_of
+
+load_all_checks()
+HELD = [f"{what}_conformance" for what in ("status_code", "content_type", "response_headers", "response_schema")]
+EXAMPLES = 12  # of each operation; a hundred found nothing more
+ENDLESS = {"wait", "Prefer"}  # nobody has an hour for this test
+UNTRUE = {"DELETE /v1/keys/{key_id}", "POST /v1/keys/{key_id}/rotate"}  # they would end keys
+
+described = schemathesis.openapi.from_dict(create_app(Settings()).openapi())
+patient = settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+
+
+class Target(NamedTuple):
+    """A service with one of everything in it."""
+
+    url: str
+    key: str
+    values: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory, migrated: Path, tiny: Bundle) -> Iterator[Target]:
+    """One for all requests of this file, on SQLite."""
+    home = tmp_path_factory.mktemp("fuzz")
+    shutil.copy(migrated, home / "hilum.db")
+    given = Settings(home=home, bundle=tiny.root, max_wait_s=0.1, notifier_tick_s=0.02, legacy_open=True)
+    database = open_database(given)
+    with transaction(database) as session:
+        key = tenants.ensure_default(session)
+        tenant_id = tenants.default_id(session)
+    assert key
+    with serving(given) as url, client_of(url, key) as owner:
+        yield Target(url, key, values_of(owner, Hand(database, given), database, given, tenant_id))
+    database.engine.dispose()
+
+
+def ask(case: schemathesis.Case, target: Target) -> None:
+    """Send the request as it was made, but for waits and streams, and hold the answer to the document."""
+    case.query = {name: value for name, value in (case.query or {}).items() if name not in ENDLESS}
+    headers = {name: value for name, value in (case.headers or {}).items() if name not in ENDLESS}
+    case.headers = {**headers, "Accept": "application/json", "Authorization": f"Bearer {target.key}"}
+    answer = case.call(base_url=target.url, timeout=30)
+    assert answer.status_code != 500, answer.text  # a 503 may be: nothing but the API runs here
+    case.validate_response(answer, checks=CHECKS.get_by_names(HELD))
+
+
+@described.parametrize()
+@patient
+def test_no_request_is_answered_in_a_way_that_is_not_written(case: schemathesis.Case, target: Target) -> None:
+    ask(case, target)
+
+
+@described.include(path_regex=r"\{").parametrize()
+@patient
+def test_nor_where_the_ids_are_those_of_something(case: schemathesis.Case, target: Target) -> None:
+    if f"{case.method.upper()} {case.path}" not in UNTRUE:
+        case.path_parameters = {name: target.values[name] for name in case.path_parameters or {}}
+    ask(case, target)
+
+
+BOUNDARY = "7MA4YWxkTrZu0gW"
+FORM = (
+    f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="priority"\r\n\r\nurgent\r\n'
+    f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="film.png"\r\n'
+    "Content-Type: image/png\r\n\r\n"
+).encode()
+END = f"\r\n--{BOUNDARY}--\r\n".encode()
+
+
+@strategies.composite
+def broken(draw: strategies.DrawFn) -> bytes:
+    """A form with a film in it, of which a few bytes were changed, added or lost, most of them outside the film."""
+    body = bytearray(FORM + FILM + END)
+    for _ in range(draw(strategies.integers(1, 4))):
+        frame = strategies.one_of(
+            strategies.integers(0, len(FORM)), strategies.integers(len(body) - len(END), len(body))
+        )
+        at = draw(strategies.one_of(frame, strategies.integers(0, len(body))))
+        body[at : at + draw(strategies.integers(0, 40))] = draw(strategies.binary(max_size=12))
+    return bytes(body)
+
+
+@given(body=broken())
+@settings(patient, max_examples=150)
+def test_a_form_is_a_job_or_a_problem(body: bytes, target: Target) -> None:
+    with client_of(target.url, target.key) as client:
+        headers = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
+        answer = client.post("/v1/jobs", content=body, headers=headers)
+        assert answer.status_code in (202, 415, 422), answer.text
+        if answer.status_code == 202:
+            assert client.get(answer.headers["Location"]).json()["input"]["bytes"] > 0
+        else:
+            assert answer.headers["content-type"] == "application/problem+json"
+
+
+LISTS = ["/v1/jobs", "/v1/batches", "/v1/audit", "/v1/keys", "/v1/webhooks/{webhook_id}/deliveries"]
+
+
+@pytest.mark.parametrize("path", LISTS)
+@given(cursor=strategies.one_of(strategies.text(max_size=200), strategies.from_regex(r"[a-z]{3}_[0-9A-Z]{26}")))
+@settings(patient, max_examples=60)
+def test_a_cursor_is_a_place_or_refused(path: str, cursor: str, target: Target) -> None:
+    with client_of(target.url, target.key) as client:
+        answer = client.get(path.format_map(target.values), params={"cursor": cursor})
+    assert answer.status_code in (200, 422), answer.text
+    if answer.status_code == 422:
+        assert answer.headers["content-type"] == "application/problem+json"
