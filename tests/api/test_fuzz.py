@@ -24,7 +24,6 @@ load_all_checks()
 HELD = [f"{what}_conformance" for what in ("status_code", "content_type", "response_headers", "response_schema")]
 EXAMPLES = 12  # of each operation; a hundred found nothing more
 ENDLESS = {"wait", "Prefer"}  # nobody has an hour for this test
-UNTRUE = {"DELETE /v1/keys/{key_id}", "POST /v1/keys/{key_id}/rotate"}  # they would end keys
 
 described = schemathesis.openapi.from_dict(create_app(Settings()).openapi())
 patient = settings(
@@ -81,7 +80,7 @@ def test_no_request_is_answered_in_a_way_that_is_not_written(case: schemathesis.
 @described.include(path_regex=r"\{").parametrize()
 @patient
 def test_nor_where_the_ids_are_those_of_something(case: schemathesis.Case, target: Target) -> None:
-    if f"{case.method.upper()} {case.path}" not in UNTRUE:
+    if case.method.upper() != "DELETE":  # the next test needs them still
         case.path_parameters = {name: target.values[name] for name in case.path_parameters or {}}
     ask(case, target)
 
