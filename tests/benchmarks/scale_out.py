@@ -22,7 +22,7 @@ from tests.tiny import tiny_bundle
 from worker.runtimes import compiled
 
 REPLICAS = 8
-EACH = 10  # jobs per replica and round
+EACH = 20  # jobs per replica and round
 ROUNDS = 3
 LOADED_S = 300.0
 SIZE = (160, 144)
