@@ -17,9 +17,11 @@ from sqlalchemy.orm import Session
 from shared import ids
 from shared.db import Database, reading, transaction
 from shared.models import TEST, Counter, Event, Explanation, Job
+from shared.ranges import within
 from shared.schemas import TERMINAL, EventType, EventView, Status
 
 COUNTER = "events"
+KEY, HIGHEST = (Event.tenant_id, Event.seq), 2**63 - 1
 AT_ONCE = 500
 UNTOLD = "webhook.test"  # concerns the endpoint alone that is tested
 TOLD = tuple(kind for kind in get_args(EventType) if kind != UNTOLD)
@@ -90,14 +92,18 @@ def numbered(database: Database) -> int:
 
 def since(session: Session, seq: int, limit: int = AT_ONCE) -> list[Numbered]:
     """The first events after `seq`, of every tenant, in their order."""
-    return _read(session, select(Event).where(Event.seq > seq, Event.type != UNTOLD), limit)
+    found = select(Event).where(Event.seq > seq, Event.type != UNTOLD)
+    return _read(session, found.order_by(Event.seq), limit)
 
 
 def page(session: Session, wanted: Wanted, seq: int, limit: int = AT_ONCE) -> list[Numbered]:
     """The first events after `seq` that are `wanted`, in their order."""
-    found = select(Event).where(Event.tenant_id == wanted.tenant_id, Event.seq > seq, Event.type != UNTOLD)
+    found = select(Event).where(Event.type != UNTOLD)
     if wanted.job_id is not None:
-        found = found.where(Event.job_id == wanted.job_id)
+        found = found.where(Event.tenant_id == wanted.tenant_id, Event.job_id == wanted.job_id, Event.seq > seq)
+        found = found.order_by(Event.seq)
+    else:
+        found = within(found, KEY, (wanted.tenant_id, seq), (wanted.tenant_id, HIGHEST))
     if wanted.types:
         found = found.where(Event.type.in_(sorted(wanted.types)))
     return _read(session, found, limit)
@@ -105,8 +111,8 @@ def page(session: Session, wanted: Wanted, seq: int, limit: int = AT_ONCE) -> li
 
 def newest(session: Session, tenant_id: str) -> tuple[str, int] | None:
     """The id and the number of the tenant's newest event; None when it has none."""
-    found = select(Event.id, Event.seq).where(Event.tenant_id == tenant_id, Event.seq.is_not(None))
-    row = session.execute(found.order_by(Event.seq.desc()).limit(1)).first()
+    found = select(Event.id, Event.seq)
+    row = session.execute(within(found, KEY, (tenant_id, 0), (tenant_id, HIGHEST), descending=True).limit(1)).first()
     return (row.id, row.seq) if row else None
 
 
@@ -121,12 +127,12 @@ def place(session: Session, tenant_id: str, event_id: str) -> int:
     if seq is not None:
         return seq
     moment = ids.made_at(event_id) - APART
-    own = select(Event.seq, Event.created_at).where(Event.tenant_id == tenant_id, Event.seq.is_not(None))
-    oldest = session.execute(own.order_by(Event.seq).limit(1)).first()
+    own = (tenant_id, 0), (tenant_id, HIGHEST)
+    oldest = session.execute(within(select(Event.created_at), KEY, *own).limit(1)).first()
     if oldest is None or oldest.created_at > moment:
         return 0
-    before = own.where(Event.created_at <= moment).order_by(Event.seq.desc())
-    return session.execute(before.limit(1)).one().seq or 0
+    before = within(select(Event.seq).where(Event.created_at <= moment), KEY, *own, descending=True)
+    return session.scalars(before.limit(1)).one() or 0
 
 
 def over(session: Session, job_ids: Collection[str]) -> set[str]:
@@ -157,5 +163,5 @@ def _unnumbered() -> Select[Any]:
 
 
 def _read(session: Session, found: Select[Any], limit: int) -> list[Numbered]:
-    rows: Sequence[Event] = session.scalars(found.order_by(Event.seq).limit(limit)).all()
+    rows: Sequence[Event] = session.scalars(found.limit(limit)).all()
     return [Numbered(row.seq or 0, row.tenant_id, row.job_id, view(row)) for row in rows]

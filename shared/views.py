@@ -12,10 +12,12 @@ from sqlalchemy.orm import Session
 from shared import ids
 from shared.errors import Invalid, NotFound
 from shared.models import TEST, Artifact, Explanation, Job
+from shared.ranges import within
 from shared.schemas import Analysis, ExplanationView, Failure, JobPage, JobView, Mode, Priority, Reason, Status
 
 # A job's id is made before its file is stored and its row written, and by another clock than `created_at`.
 APART = timedelta(hours=1)
+OLDEST, NEWEST = "job_", "job_8"  # no id sorts before the one or after the other
 # Made once: to make and compare the statement costs more than to execute it, and nothing is asked more often.
 VERSION = select(Job.version, Job.status).where(Job.id == bindparam("job_id"), Job.tenant_id == bindparam("tenant_id"))
 
@@ -45,10 +47,7 @@ def page(session: Session, tenant_id: str, *, limit: int, cursor: str | None = N
     """At most `limit` jobs older than `cursor`, newest first; `filters` as for `listed`. Invalid: no such cursor."""
     if cursor is not None and not ids.PATTERN.fullmatch(cursor):
         raise Invalid("The cursor is none that a page gave out.", code="invalid_cursor")
-    found = listed(tenant_id, **filters)
-    if cursor is not None:
-        found = found.where(Job.id < cursor)
-    rows = session.scalars(found.limit(limit + 1)).all()
+    rows = session.scalars(listed(tenant_id, cursor=cursor, **filters).limit(limit + 1)).all()
     more = len(rows) > limit
     return JobPage(jobs=_views(session, rows[:limit]), next_cursor=rows[limit - 1].id if more else None)
 
@@ -56,6 +55,7 @@ def page(session: Session, tenant_id: str, *, limit: int, cursor: str | None = N
 def listed(
     tenant_id: str,
     *,
+    cursor: str | None = None,
     status: Status | None = None,
     top_class: str | None = None,
     priority: Priority | None = None,
@@ -65,26 +65,38 @@ def listed(
     created_after: datetime | None = None,
     created_before: datetime | None = None,
 ) -> Select[Any]:
-    """The query of a tenant's jobs that pass every filter given, newest first; each filter has an index of its own."""
-    found = select(Job).where(Job.tenant_id == tenant_id)
-    wanted = {
-        Job.status: status,
-        Job.top_class: top_class,
-        Job.priority: priority,
-        Job.external_id: external_id,
-        Job.batch_id: batch,
-    }
-    for column, value in wanted.items():
-        if value is not None:
-            found = found.where(column == value)
+    """The query of a tenant's jobs that pass every filter given, newest first: a range of one index."""
+    found, oldest, newest = select(Job), OLDEST, cursor or NEWEST
+    if created_after is not None:
+        found = found.where(Job.created_at > created_after)
+        oldest = ids.earliest("job", created_after - APART)
+    if created_before is not None:
+        found = found.where(Job.created_at < created_before)
+        newest = min(newest, ids.earliest("job", created_before + APART))
     if mode is not None:
         # Written out, as the ledger's states are: a planner must see that the index of the few test jobs holds them.
         found = found.where(Job.mode == literal_column(f"'{mode}'"))
-    if created_after is not None:
-        found = found.where(Job.created_at > created_after, Job.id >= ids.earliest("job", created_after - APART))
-    if created_before is not None:
-        found = found.where(Job.created_at < created_before, Job.id < ids.earliest("job", created_before + APART))
-    return found.order_by(Job.id.desc())
+    wanted: dict[Any, str | None] = {
+        Job.batch_id: batch,
+        Job.external_id: external_id,
+        Job.top_class: top_class,
+        Job.status: status,
+        Job.priority: priority,
+    }
+    key, fixed, rest = _range(tenant_id, [(column, value) for column, value in wanted.items() if value is not None])
+    return within(found.where(*rest), (*key, Job.id), (*fixed, oldest), (*fixed, newest), descending=True)
+
+
+def _range(tenant_id: str, filters: Sequence[tuple[Any, str]]) -> tuple[tuple[Any, ...], tuple[str, ...], list[Any]]:
+    """The columns and values that begin the range, by the first of the filters, and what is asked of its rows."""
+    rest = [column == value for column, value in filters[1:]]
+    if not filters:
+        return (Job.tenant_id,), (tenant_id,), rest
+    column, value = filters[0]
+    rest.append(column.is_not(None))  # the partial indexes say so too
+    if column is Job.batch_id:
+        return (column,), (value,), [*rest, Job.tenant_id == tenant_id]
+    return (Job.tenant_id, column), (tenant_id, value), rest
 
 
 def version(session: Session | Connection, tenant_id: str, job_id: str) -> tuple[int, Status]:

@@ -29,7 +29,7 @@ ABOUT = About(
     name="sse_listeners",
     unit="KB per listener",
     means=f"Resident memory that one API process gains per reader of `GET /v1/events`, with {COUNT} readers of one "
-    "tenant on real HTTP connections and PostgreSQL. One query per tick serves them all; no thread and no connection to "
+    "tenant on real HTTP connections and PostgreSQL. One query per tick serves all; no thread and no connection to "
     "the database belongs to a reader.",
     baseline="a bare FastAPI application in a uvicorn process of its own, whose route holds as many streams of the "
     "same library and tells them what is posted to it: no key, no filter, no database, nothing to come back to",
