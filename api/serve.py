@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import resource
 import socket
 
 import uvicorn
@@ -12,12 +14,14 @@ from shared import logs
 from shared.settings import Settings
 
 GRACE_S = 5  # requests that are not answered by then are cut off; their jobs go on
+FILES = 65_536
 KEEP_ALIVE_S = 75  # longer than the idle time of common proxies, which must be the first to close
 
 
 def serve(settings: Settings, fd: int | None = None) -> None:
     """Serve until a signal; `fd` is a listening socket that was inherited."""
     logs.configure(settings, "api")
+    _open_many()
     app = create_app(settings)
     config = uvicorn.Config(
         app,
@@ -31,6 +35,15 @@ def serve(settings: Settings, fd: int | None = None) -> None:
     )
     sockets = None if fd is None else [socket.socket(fileno=fd)]
     Server(config, app).run(sockets=sockets)
+
+
+def _open_many() -> None:
+    """Let this process open as many files as the system grants: every listener is one, and a shell may allow 1,024."""
+    soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES if most == resource.RLIM_INFINITY else min(most, FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 class Server(uvicorn.Server):

@@ -5,23 +5,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import resource
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 import sqlalchemy
-from sqlalchemy import select, text
+from sqlalchemy import insert, select, text
 
 from api import deps, stream
 from api.routes import events as route
-from shared import events, outbox, tenants
+from shared import events, ids, metrics, outbox, tenants
 from shared.db import Database, clock, reading, transaction
 from shared.events import Wanted
-from shared.models import ApiKey
+from shared.models import ApiKey, Event
 from shared.settings import Settings
 from tests import servers
 from tests.api.conftest import Hand, Submit, both, client_of, later
@@ -462,6 +465,34 @@ def test_many_listeners_cost_one_query_a_tick(
     asked, took_s = asyncio.run(scene())
     assert 0 < len(asked) <= took_s / 0.05 + 1
     assert len(set(asked)) == 1
+
+
+def test_a_reader_that_takes_nothing_is_left(
+    database: Database, tenant_id: str, url: str, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(route, "SEND_S", 0.5)
+    before = metrics.LISTENING._value.get()
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as deaf:
+        deaf.sendall(f"GET /v1/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n\r\n".encode())
+        assert deaf.recv(12) == b"HTTP/1.1 200"
+        servers.until(lambda: metrics.LISTENING._value.get() == before + 1, within_s=20, what="the stream is open")
+        long = {"batch": "b" * 40_000}  # more than the buffers between the two processes hold
+        with transaction(database) as session:
+            row = {"tenant_id": tenant_id, "type": "batch.finished", "payload": long, "created_at": clock(session)}
+            session.execute(insert(Event), [{**row, "id": ids.new("evt")} for _ in range(400)])
+        servers.until(lambda: metrics.LISTENING._value.get() == before, within_s=20, what="it is left")
+
+
+def test_an_api_opens_as_many_files_as_it_may(settings: Settings) -> None:
+    """Each listener is an open file, and a thousand of them are more than many a shell allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
+    try:
+        with servers.api(settings) as (_, process):
+            assert process.process.rlimit(psutil.RLIMIT_NOFILE)[0] > 1024
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_an_api_that_stops_ends_its_streams_at_once(settings: Settings, key: str) -> None:
