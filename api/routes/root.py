@@ -7,12 +7,16 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 
+from api.accept import quality
 from shared.schemas import DISCLAIMER
 
 router = APIRouter(tags=["service"])
 
 LINKS = {
     "jobs": "/v1/jobs",
+    "batches": "/v1/batches",
+    "events": "/v1/events",
+    "webhooks": "/v1/webhooks",
     "models": "/v1/models",
     "live": "/healthz",
     "ready": "/readyz",
@@ -32,6 +36,7 @@ PAGE = """<!doctype html>
 <p><small>{disclaimer}</small></p>
 </html>
 """
+CSP = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 @router.head("/", include_in_schema=False)
@@ -39,30 +44,9 @@ PAGE = """<!doctype html>
 def root(request: Request, accept: Annotated[str, Header()] = "") -> Response:
     """The discovery document."""
     version = request.app.version
-    if _prefers_html(accept):
+    if quality(accept, "text/html") > quality(accept, "application/json"):
         links = "".join(f'<li><a href="{path}">{name}</a></li>' for name, path in LINKS.items())
         html = PAGE.format(version=version, links=links, disclaimer=DISCLAIMER)
         return HTMLResponse(html, headers={"Vary": "Accept", "Content-Security-Policy": CSP})
     body: dict[str, Any] = {"name": "hilum", "version": version, "links": LINKS, "disclaimer": DISCLAIMER}
     return JSONResponse(body, headers={"Vary": "Accept"})
-
-
-CSP = "default-src 'none'; style-src 'unsafe-inline'"
-
-
-def _prefers_html(accept: str) -> bool:
-    """Whether `Accept` ranks text/html above application/json; no preference means JSON."""
-    ranks = {"text/html": 0.0, "application/json": 0.0, "*/*": 0.0}
-    for part in accept.lower().split(","):
-        media, *parameters = (piece.strip() for piece in part.split(";"))
-        quality = next((p[2:] for p in parameters if p.startswith("q=")), "1")
-        if media in ranks:
-            ranks[media] = _number(quality)
-    return ranks["text/html"] > max(ranks["application/json"], 0.0) and ranks["text/html"] >= ranks["*/*"]
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return 0.0

@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from api.app import create_app
-from shared.schemas import JobPage, JobView, Problem
+from shared.schemas import EventPage, JobPage, JobView, Problem
 from shared.settings import Settings
 
 Node = Any
@@ -92,7 +92,12 @@ def test_uploads_are_forms_with_a_file(document: dict[str, Any]) -> None:
 
 
 def test_examples_are_true_of_their_schemas(document: dict[str, Any]) -> None:
-    kinds: dict[str, type[BaseModel]] = {"JobView": JobView, "JobPage": JobPage, "Problem": Problem}
+    kinds: dict[str, type[BaseModel]] = {
+        "JobView": JobView,
+        "JobPage": JobPage,
+        "EventPage": EventPage,
+        "Problem": Problem,
+    }
     checked: dict[str, int] = dict.fromkeys(kinds, 0)
     for node in walk(document["paths"]):
         reference = node.get("schema", {}).get("$ref", "") if isinstance(node.get("schema"), dict) else ""
@@ -104,4 +109,5 @@ def test_examples_are_true_of_their_schemas(document: dict[str, Any]) -> None:
             checked[name] += 1
     assert checked["JobView"] >= 2
     assert checked["JobPage"] >= 1
+    assert checked["EventPage"] >= 2
     assert checked["Problem"] >= 10
