@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import statistics
@@ -101,7 +102,8 @@ def _busy(stage: Stage) -> Iterator[tuple[Callable[[], None], Callable[[], None]
 
         def send(number: signal.Signals) -> None:
             for one in (tree, *tree.children(recursive=True)):
-                one.send_signal(number)
+                with contextlib.suppress(psutil.NoSuchProcess):  # each film is decoded in a process of its own
+                    one.send_signal(number)
 
         yield lambda: send(signal.SIGSTOP), lambda: send(signal.SIGCONT)
         send(signal.SIGCONT)
