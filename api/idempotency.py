@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Header, Response
@@ -54,7 +55,8 @@ def once(
     """
     if request is None:
         return act(None)
-    found = together(database, lambda session: idempotency.claim(session, request, lock_s=LOCK_S + wait_s))
+    claim = partial(idempotency.claim, request=request, lock_s=LOCK_S + wait_s)
+    found = together(database, claim, waits=True)  # for who claims the same key at this moment
     if isinstance(found, Answer):
         return replace(found, headers=found.headers | REPLAYED)
     try:

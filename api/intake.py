@@ -126,7 +126,7 @@ def accept(parts: Parts, order: Order, claim: Claim | None = None, *, tell: Tell
     if order.caller.mode == TEST:
         rehearsal.check(order.wishes.external_id)
     if order.wishes.reuse:
-        found = together(parts.database, lambda session: _found(session, parts, order, claim, tell))
+        found = together(parts.database, lambda session: _found(session, parts, order, claim, tell), waits=True)
         if found is not None:
             return found
     ensure_room(parts.database, order.caller)
@@ -165,7 +165,6 @@ def _made(parts: Parts, order: Order, claim: Claim | None, tell: Tell | None) ->
     parts.storage.put(key, upload.file, upload.media_type)
 
     def submit(session: Session) -> Accepted:
-        # Before the job, whose submission flushes both: one trip to the database less.
         deeds.record(session, "job.submitted", job_id, tenant_id=order.caller.tenant_id, **order.by)
         job = jobs.submit(
             session,

@@ -22,6 +22,7 @@ from shared.settings import Settings
 T = TypeVar("T")
 
 BELLS = "bells"
+NOW = "now"  # in the info of a session that several acts share: their time, asked for once
 BUSY_TIMEOUT_S = 30
 CONNECT_TIMEOUT_S = 3
 SILENT_S = 10  # a server whose machine is gone is given up after this, and not after hours
@@ -49,6 +50,7 @@ class Database:
 
     `turn` is held while a transaction writes. SQLite has one writer at a time, and lets the others sleep up to 0.1 s
     between two looks at its lock: threads that queue here instead begin the moment the one before has committed.
+    `sharing` is held by the thread that commits for all whose `acts` wait.
     """
 
     engine: Engine
@@ -56,6 +58,7 @@ class Database:
     reads: sessionmaker[Session]
     ring: Callable[[str], None] = _silent
     turn: AbstractContextManager[Any] = field(default_factory=nullcontext)
+    sharing: AbstractContextManager[Any] = field(default_factory=threading.Lock)
     acts: deque[_Act] = field(default_factory=deque)
 
 
@@ -68,6 +71,7 @@ def open_database(settings: Settings, ring: Callable[[str], None] | None = None)
     else:
         event.listen(engine, "connect", _prepare_postgres)
     writing = engine.execution_options(hilum_write=True)
+    turn = threading.RLock() if engine.dialect.name == "sqlite" else nullcontext()
     # On PostgreSQL each statement of a reading session sees what is committed then, with or without a transaction
     # around it; without one, the round trips that begin and end it are saved.
     own = {"isolation_level": "AUTOCOMMIT"} if engine.dialect.name == "postgresql" else {}
@@ -76,7 +80,7 @@ def open_database(settings: Settings, ring: Callable[[str], None] | None = None)
         sessionmaker(writing, expire_on_commit=False),
         sessionmaker(engine.execution_options(**own), expire_on_commit=False),
         ring or _silent,
-        threading.RLock() if engine.dialect.name == "sqlite" else nullcontext(),
+        turn,
     )
 
 
@@ -99,26 +103,20 @@ def transaction(database: Database) -> Iterator[Session]:
         database.ring(bell)
 
 
-def together(database: Database, act: Callable[[Session], T]) -> T:
+def together(database: Database, act: Callable[[Session], T], *, waits: bool = False) -> T:
     """Call `act` in a transaction and return, after the commit, what it returned; its own error is raised.
 
-    On SQLite, calls that wait at the same moment share one transaction, one flush to the disk and one ring of a bell:
-    whoever has the turn commits for all. `act` may be called twice, because after an error each is tried alone.
+    Calls that come while another commits share the next transaction, one flush to the disk and one ring of a bell.
+    `act` may be called twice, because after an error each is tried alone. One that `waits` for rows that others may
+    hold shares on SQLite only, where there are no such rows: elsewhere, all would wait with it.
     Unavailable: the database went away before the commit, and nothing was written. Whatever else the database raises
     comes from the commit itself, whose outcome is not known then.
     """
-    if database.engine.dialect.name != "sqlite":
-        with transaction(database) as session:
-            return _tried(act, session)
     mine = _Act(act)
-    database.acts.append(mine)
-    bells: set[str] = set()
-    with database.turn:
-        if not mine.ended:
-            acts = [database.acts.popleft() for _ in range(len(database.acts))]
-            if mine not in acts:  # who had taken it was interrupted before it ended
-                acts.append(mine)
-            bells = _committed(database, acts)
+    if waits and database.engine.dialect.name != "sqlite":
+        bells = _committed(database, [mine])
+    else:
+        bells = _shared(database, mine)
     for bell in sorted(bells):
         database.ring(bell)
     if mine.error is not None:
@@ -142,6 +140,8 @@ def asking(database: Database) -> Iterator[Connection]:
 
 def clock(session: Session) -> datetime:
     """The time by which leases are judged: the database server's, for workers' clocks differ."""
+    if NOW in session.info:
+        return cast(datetime, session.info[NOW])
     if session.get_bind().dialect.name == "postgresql":
         return session.scalars(select(func.clock_timestamp())).one().astimezone(UTC)
     return datetime.now(UTC)
@@ -158,32 +158,56 @@ def is_away(error: BaseException) -> bool:
     return lost or isinstance(error, OperationalError | InterfaceError | PoolTimeout)
 
 
-def _tried(act: Callable[[Session], T], session: Session) -> T:
-    """What `act` returns, with all that it wrote sent to the database; Unavailable."""
+def _shared(database: Database, mine: _Act) -> set[str]:
+    """Wait until `mine` is committed, or commit it with all that wait by then; the bells to ring for them."""
+    database.acts.append(mine)
+    with database.sharing, database.turn:
+        if mine.ended:
+            return set()
+        acts = [database.acts.popleft() for _ in range(len(database.acts))]
+        if mine not in acts:  # who had taken it was interrupted before it ended
+            acts.append(mine)
+        return _committed(database, acts)
+
+
+def _committed(database: Database, acts: Sequence[_Act]) -> set[str]:
+    """Commit all acts at once, or else each alone; the bells that they left."""
+    with database.writes() as session:
+        try:
+            _call(acts, session)
+        except Exception as error:
+            session.rollback()
+            if len(acts) > 1:
+                return set().union(*(_committed(database, [one]) for one in acts))
+            return _ended(acts, error)
+        bells: set[str] = session.info.get(BELLS, set())
+        try:
+            session.commit()
+        except Exception as error:
+            # The outcome is not known: what is there already, if it is, must not be made again.
+            return _ended(acts, error)
+    _ended(acts)
+    return bells
+
+
+def _call(acts: Sequence[_Act], session: Session) -> None:
+    """Call each act, and send to the database all that they wrote, rows of one table together; Unavailable."""
     try:
-        value = act(session)
+        session.info[NOW] = clock(session)
+        for one in acts:
+            one.value = one.act(session)
         session.flush()
-        return value
     except SQLAlchemyError as error:
         if is_away(error):
             raise Unavailable("The database does not answer.", code="database_unavailable") from error
         raise
 
 
-def _committed(database: Database, acts: Sequence[_Act]) -> set[str]:
-    """Commit all acts at once, or else each alone; the bells that they left."""
-    try:
-        with database.writes.begin() as session:
-            for one in acts:
-                one.value = _tried(one.act, session)
-        bells: set[str] = session.info.get(BELLS, set())
-    except Exception as error:
-        if len(acts) > 1:
-            return set().union(*(_committed(database, [one]) for one in acts))
-        acts[0].error, bells = error, set()
+def _ended(acts: Sequence[_Act], error: Exception | None = None) -> set[str]:
+    """Let each act end so; no bell is rung."""
     for one in acts:
-        one.ended = True
-    return bells
+        one.error, one.ended = error, True
+    return set()
 
 
 def _options(url: URL) -> dict[str, object]:

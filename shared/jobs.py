@@ -54,9 +54,11 @@ def submit(
     served = {"priority": priority, "created_at": now, "due_at": due_at, "ready_at": now if mode == LIVE else None}
     own = {"external_id": external_id, "free": metadata or {}, "batch_id": batch_id}
     upload = {"blob_key": blob_key, "media_type": media_type, "size": size, "sha256": sha256}
-    job = Job(id=job_id, tenant_id=tenant_id, status=Status.QUEUED.value, mode=mode, **served, **own, **upload)
+    first = {"status": Status.QUEUED.value, "attempt": 0, "version": 1}  # given, for it is shown before it is flushed
+    job = Job(id=job_id, tenant_id=tenant_id, mode=mode, **first, **served, **own, **upload)
     session.add(job)
-    session.flush()
+    if explain:
+        session.flush()  # what is explained must be there first; without, many jobs go to the database in one trip
     for method in explain:
         explanations.hold(session, job, method)
     if mode == LIVE:

@@ -37,7 +37,7 @@ def test_an_upload_becomes_a_queued_job(client: httpx.Client, settings: Settings
     assert job["explanations"]["gradcam"]["status"] == "queued"
     assert job["input"] == {"media_type": "image/png", "bytes": len(FILM), "sha256": hashlib.sha256(FILM).hexdigest()}
     assert (settings.home / "blobs" / tenant_id / job["id"] / "input").read_bytes() == FILM
-    assert client.get(answer.headers["Location"]).json() == job
+    assert client.get(answer.headers["Location"]).json() == {**job, "queue_position": 0}
 
 
 def test_the_same_image_twice_is_two_jobs(submit: Submit) -> None:

@@ -1,4 +1,4 @@
-"""An explanation that is asked for while its job ends: it is released with the job, or refused; it never waits for ever."""
+"""An explanation that is asked for while its job ends: it is released with it, or refused; it never waits for ever."""
 
 from __future__ import annotations
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
-from sqlalchemy import event, select
+from sqlalchemy import event, select, text
 from sqlalchemy.orm import Session
 
 from shared import tenants
-from shared.db import Database, reading, together
+from shared.db import Database, reading, together, transaction
 from shared.models import Tenant
 from shared.queue import ring_after_commit
+from tests.servers import until
 
 Act = Callable[[Session], str]
 
@@ -37,14 +37,11 @@ def failing(session: Session) -> str:
 
 
 def at_once(database: Database, acts: list[Act]) -> list[Future[str]]:
-    """Call all acts while another writer has the turn, and let them go when all of them wait for it."""
+    """Call all acts while another thread commits, and let them go when all of them wait for it."""
     with ThreadPoolExecutor(len(acts)) as pool:
-        with database.turn:
+        with database.sharing:
             calls = [pool.submit(together, database, act) for act in acts]
-            deadline = time.monotonic() + 10
-            while database.engine.dialect.name == "sqlite" and len(database.acts) < len(acts):
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
+            until(lambda: len(database.acts) == len(acts))
         return calls
 
 
@@ -54,13 +51,53 @@ def test_each_call_gets_its_own_answer_after_the_commit(database: Database) -> N
     assert names(database) >= set(wanted)
 
 
-def test_on_sqlite_they_share_one_commit_and_one_bell(database: Database, rung: list[str]) -> None:
-    if database.engine.dialect.name != "sqlite":
-        return
+def test_they_share_one_commit_and_one_bell(database: Database, rung: list[str]) -> None:
     commits: list[object] = []
     event.listen(database.engine, "commit", commits.append)
     at_once(database, [creating(f"tenant-{number}") for number in range(8)])
     assert (len(commits), rung) == (1, ["analyze"])
+
+
+@pytest.mark.parametrize("database_url", [pytest.param("postgresql", marks=pytest.mark.postgres)], indirect=True)
+def test_an_act_that_may_wait_for_a_row_holds_up_none_that_does_not(database: Database) -> None:
+    def waiting(session: Session) -> str:
+        return session.scalars(select(Tenant.name).with_for_update()).one()
+
+    with transaction(database) as session:
+        name = tenants.create(session, "held").name
+    with ThreadPoolExecutor(1) as pool:
+        with transaction(database) as session:
+            session.scalars(select(Tenant).with_for_update()).one()
+            waits = pool.submit(together, database, waiting, waits=True)
+            until(lambda: _locked(database) == 1)
+            assert together(database, creating("another")) == "another"
+            assert not waits.done()
+        assert waits.result() == name
+
+
+def test_what_may_be_committed_is_not_made_again(database: Database) -> None:
+    """The server commits, and its answer is lost: to call the acts again would make everything twice."""
+    called: list[str] = []
+
+    def counted(name: str) -> Act:
+        def act(session: Session) -> str:
+            called.append(name)
+            return tenants.create(session, name).name
+
+        return act
+
+    def lose(session: Session) -> None:
+        raise ConnectionResetError
+
+    wanted = ["one", "two"]
+    event.listen(database.writes, "after_commit", lose)
+    try:
+        calls = at_once(database, [counted(name) for name in wanted])
+    finally:
+        event.remove(database.writes, "after_commit", lose)
+    assert [type(call.exception()) for call in calls] == [ConnectionResetError] * 2
+    assert sorted(called) == wanted
+    assert names(database) >= set(wanted)
 
 
 def test_an_act_that_fails_is_undone_alone(database: Database, rung: list[str]) -> None:
@@ -70,3 +107,10 @@ def test_an_act_that_fails_is_undone_alone(database: Database, rung: list[str]) 
     assert (before.result(), after.result()) == ("before", "after")
     assert names(database) & {"before", "undone", "after"} == {"before", "after"}
     assert set(rung) == {"analyze"}
+
+
+def _locked(database: Database) -> int:
+    """How many sessions of this database wait for a lock."""
+    asked = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with reading(database) as session:
+        return session.scalars(text(asked)).one()
