@@ -17,13 +17,14 @@ from urllib.parse import urlsplit
 import httpx
 
 from tests.builders import chest, png
-from tests.chaos.plan import Plan
+from tests.chaos.plan import Plan, schedule
 from tests.chaos.process import POISON
 from tests.chaos.truth import Truth
 
 FILMS, SIZE = 8, (160, 144)
 EXPLAINED, CANCELED, REPLAYED, WAITED = 0.15, 0.03, 0.05, 0.03
 PRIORITIES = ("routine", "routine", "routine", "urgent", "stat")
+MARKING = ("api_restart", "poison", "client_cut")  # kinds of fault that are done to an upload of their own
 ASK_AGAIN = (409, 425, 429, 500, 502, 503, 504, 507)
 ACCEPTED = (200, 201, 202)
 TIMEOUT_S = 15.0
@@ -56,6 +57,7 @@ class Load:
         self._films = [png(chest(seed, SIZE)) for seed in range(FILMS)]
         self._lock = threading.Condition()
         self._next, self._allowed = 0, 0
+        self._kept = sum(kind in MARKING for kind in schedule(plan))  # uploads that faults to come will need
         self._again: list[tuple[float, Order]] = []
         self._unsure = 0
         self.poisoned: set[int] = set()
@@ -79,12 +81,13 @@ class Load:
     def mark(self, **changed: object) -> None:
         """Let the next upload be another than it was drawn: `poison=True`, or `cut="early"`."""
         with self._lock:
+            self._kept -= 1
             self._marks.append(changed)
 
     def join(self, within_s: float) -> bool:
         """Wait until every upload that was allowed is known to be a job; False when the time ran out."""
         with self._lock:
-            self._ended = True
+            self._ended, self._kept = True, 0
             self._lock.notify_all()
         deadline = time.monotonic() + within_s
         for thread in self._threads:
@@ -93,7 +96,7 @@ class Load:
 
     def interrupted(self, meanwhile: Callable[[], object]) -> bool:
         """Send half of the next upload, call `meanwhile`, go on; a client asks again later. False: none is left."""
-        order = self._take(wait=False)
+        order = self._kept_back()
         if order is None:
             return False
         with contextlib.suppress(OSError), _connected(self._url) as connection:
@@ -109,23 +112,34 @@ class Load:
             while (order := self._take()) is not None:
                 self._upload(client, order)
 
-    def _take(self, *, wait: bool = True) -> Order | None:
-        """The next upload; None when there is none, and then it is over unless we do not wait."""
+    def _take(self) -> Order | None:
+        """The next upload; None when there is none and it is over."""
         with self._lock:
             while True:
-                due = [one for one in self._again if wait and one[0] <= time.monotonic()]
+                due = [one for one in self._again if one[0] <= time.monotonic()]
                 if due:
                     self._again.remove(due[0])
                     return due[0][1]
-                if self._next < self._allowed and (not wait or self._truth.open() < self._plan.window):
-                    self._next, self._unsure = self._next + 1, self._unsure + 1
-                    changed = self._marks.popleft() if self._marks and wait else {}
-                    order = replace(drawn(self._plan, self._next - 1), **changed)  # type: ignore[arg-type]
-                    self.poisoned |= {order.number} if order.poison else set()
-                    return order
-                if not wait or (self._ended and self._next >= self._allowed and not self._unsure):
+                allowed = min(self._allowed, self._plan.jobs - self._kept)
+                if self._next < allowed and self._truth.open() < self._plan.window:
+                    return self._begun(self._marks.popleft() if self._marks else {})
+                if self._ended and self._next >= self._allowed and not self._unsure:
                     return None
                 self._lock.wait(0.1)
+
+    def _kept_back(self) -> Order | None:
+        """An upload that the clients were not allowed to begin; None when there is none left."""
+        with self._lock:
+            if self._next >= self._plan.jobs:
+                return None
+            self._kept -= 1
+            return self._begun({})
+
+    def _begun(self, changed: dict[str, object]) -> Order:
+        self._next, self._unsure = self._next + 1, self._unsure + 1
+        order = replace(drawn(self._plan, self._next - 1), **changed)  # type: ignore[arg-type]
+        self.poisoned |= {order.number} if order.poison else set()
+        return order
 
     def _later(self, order: Order) -> None:
         """Let any client ask again in a while: nothing is known of this upload yet."""

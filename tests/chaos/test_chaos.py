@@ -79,7 +79,7 @@ def test_without_compare_and_set_the_run_is_red(made: Any) -> None:
 
 @ON_POSTGRES
 def test_without_fencing_the_run_is_red(made: Any) -> None:
-    outcome = made(short(jobs=40, faults=3, kinds=("freeze_worker",), sabotage="fencing", grace_s=20.0))
+    outcome = made(short(jobs=40, faults=3, workers=3, kinds=("freeze_worker",), sabotage="fencing", grace_s=20.0))
     assert not outcome.kept
     assert outcome.verdict.duplicated > 0, told(outcome)
 
