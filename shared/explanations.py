@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from shared import ids, ledger, outbox, views
@@ -39,6 +40,15 @@ def hold(session: Session, job: Job, method: Method) -> Explanation:
     return row
 
 
+def _held_once(session: Session, job: Job, method: Method) -> Explanation:
+    """As `hold`, for a job that others see already: one of them may ask for the same, or purge it, at this moment."""
+    try:
+        return hold(session, job, method)
+    except IntegrityError as error:
+        detail = "The same was asked for, or the job was purged, at this moment: ask again."
+        raise Conflict(detail, code="changed_meanwhile", retry_after_s=1) from error
+
+
 def release(session: Session, job_id: str) -> None:
     """The job has succeeded: its explanations may be claimed, unless they are rehearsed."""
     live = _queued_of(job_id).where(Explanation.mode == LIVE)
@@ -58,7 +68,7 @@ def request(session: Session, tenant_id: str, job_id: str, method: Method) -> No
     _ensure_explicable(job)
     row = _row(session, job_id, method)
     if row is None:
-        row = hold(session, job, method)
+        row = _held_once(session, job, method)
     elif row.status in (Status.FAILED, Status.CANCELED):
         row.status, row.losses, row.error = Status.QUEUED.value, 0, None
         row.cancel_requested, row.started_at, row.finished_at, row.ready_at = False, None, None, None

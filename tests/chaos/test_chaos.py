@@ -49,7 +49,8 @@ def made(tiny: Bundle, compiled_home: Path) -> Any:
 
 @ON_POSTGRES
 def test_nothing_is_lost_on_postgresql(made: Any) -> None:
-    plan = short()
+    kinds = ("kill_child", "kill_tree", "broker_flush", "database_restart", "cut_connections", "api_restart")
+    plan = short(jobs=40, kinds=(*kinds, "sweeper_kill", "client_cut", "receiver_error"))
     outcome = made(plan)
     assert outcome.verdict.sound, told(outcome)
     assert outcome.verdict.accepted == outcome.verdict.finished == plan.jobs
