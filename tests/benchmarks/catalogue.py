@@ -12,7 +12,9 @@ from tests.benchmarks import (
     cold_start,
     flat_cost,
     pipeline_efficiency,
+    poll_throughput,
     scale_out,
+    sse_listeners,
     submit_throughput,
     waiting_times,
     worker_rss,
@@ -23,6 +25,8 @@ from tests.chaos import about as chaos
 _MODULES = (
     accept_cost,
     submit_throughput,
+    poll_throughput,
+    sse_listeners,
     flat_cost,
     scale_out,
     pipeline_efficiency,
