@@ -30,7 +30,7 @@ from shared.schemas import Frozen, Priority
 
 EXTERNAL_ID_LENGTH = 128  # of a job
 MOST_REFUSED = 100  # files that one answer names
-STORED_BYTES_PER_S, STORED_FILES_PER_S = 2**21, 10  # slower than any store that works
+STORED_FILES_PER_S = 10  # slower than any store that works
 REFUSALS = (EmptyFile, UnsupportedType, TooLarge, Invalid)
 
 
@@ -99,8 +99,8 @@ def accept(parts: Parts, order: Order, key: str | None, tell: Tell) -> Answer:
         wishes = order.wishes.model_dump(mode="json")
         request = idempotency.keyed(order.caller, key, "POST /v1/batches", _sha256(order.files), wishes)
     size = sum(upload.size or 0 for upload in order.files)
-    most_s = size / STORED_BYTES_PER_S + parts.settings.batch_files / STORED_FILES_PER_S
-    return idempotency.once(parts.database, request, partial(_accept, parts, order, tell), wait_s=most_s)
+    most_s = size / idempotency.STORED_BYTES_PER_S + parts.settings.batch_files / STORED_FILES_PER_S
+    return idempotency.once(parts.database, request, partial(_accept, parts, order, tell), takes_s=most_s)
 
 
 def _accept(parts: Parts, order: Order, tell: Tell, claim: Claim | None) -> Answer:

@@ -18,7 +18,8 @@ from shared import idempotency, logs
 from shared.db import Database, together, transaction
 from shared.idempotency import Answer, Claim, Keyed
 
-LOCK_S = 60.0  # beyond what the client waits: a request that shows no answer by then was lost
+LOCK_S = 15.0  # beyond what a request may take: one that shows no answer by then was lost
+STORED_BYTES_PER_S = 2**21  # slower than any store that works
 REPLAYED = {"Idempotent-Replayed": "true"}
 
 IdempotencyKey = Annotated[
@@ -45,17 +46,16 @@ def keyed(caller: Caller, key: str, operation: str, content: str, fields: Mappin
     return Keyed(caller.tenant_id, key, hashlib.sha256(said.encode()).hexdigest())
 
 
-def once(
-    database: Database, request: Keyed | None, act: Callable[[Claim | None], T], *, wait_s: float = 0.0
-) -> T | Answer:
+def once(database: Database, request: Keyed | None, act: Callable[[Claim | None], T], *, takes_s: float) -> T | Answer:
     """What `act` returns, or what the first request with this key was answered; an error of `act` frees the key.
 
     `act` must call `shared.idempotency.note` in its transaction. When it leaves the answer open, because its client
-    waits up to `wait_s`, the caller owes it through `answered`. Raises Invalid for another request, Conflict in flight.
+    waits, the caller owes it through `answered`. After `takes_s`, which the whole request may take, and LOCK_S more,
+    the same request may go ahead in its place. Raises Invalid for another request, Conflict in flight.
     """
     if request is None:
         return act(None)
-    claim = partial(idempotency.claim, request=request, lock_s=LOCK_S + wait_s)
+    claim = partial(idempotency.claim, request=request, lock_s=LOCK_S + takes_s)
     found = together(database, claim, waits=True)  # for who claims the same key at this moment
     if isinstance(found, Answer):
         return replace(found, headers=found.headers | REPLAYED)

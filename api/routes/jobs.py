@@ -205,7 +205,8 @@ def _accept(
         fields = wishes.model_dump(mode="json")
         request = idempotency.keyed(caller, key, "POST /v1/jobs", order.upload.sha256, fields)
     act = partial(intake.accept, parts, order, tell=_accepted if wait_s is None else None)
-    return idempotency.once(parts.database, request, act, wait_s=wait_s or 0.0)
+    takes_s = (wait_s or 0.0) + order.upload.size / idempotency.STORED_BYTES_PER_S
+    return idempotency.once(parts.database, request, act, takes_s=takes_s)
 
 
 def _accepted(made: intake.Accepted) -> Answer:
