@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import warnings
 from typing import Any
 
@@ -55,6 +56,14 @@ class Process:
             for part in self._opened[2]:
                 part.stop()
             self._opened[1].close()
+
+
+def _asked_to_stop(number: int, _: Any) -> None:
+    """Leave a first SIGTERM to the parent, which tells its children to hand back; let a second one end this child.
+
+    Some platforms send it to every process of a worker. A child that died of it would lose the row in its hands.
+    """
+    signal.signal(number, signal.SIG_DFL)
 
 
 def run(settings: Settings, queues: tuple[str, ...], concurrency: int) -> int:
@@ -116,3 +125,5 @@ def _connect(settings: Settings, process: Process, *, solo: bool) -> None:
     signals.worker_process_shutdown.connect(process.end, weak=False)
     if solo:  # the solo pool announces its beginning, but not its end
         signals.worker_shutdown.connect(process.end, weak=False)
+    else:  # not earlier: the pool sets the handlers of a child after it has announced its beginning
+        signals.task_prerun.connect(lambda **_: signal.signal(signal.SIGTERM, _asked_to_stop), weak=False)

@@ -40,6 +40,8 @@ CLOSED = 3  # exit status of a fork that found no file, because the worker close
 
 def serve(status: int, memory: int, max_pixels: int, memory_bytes: int, timeout_s: float) -> None:
     """Keep one fork waiting for a file until the worker closes its end; no file makes this raise."""
+    # A platform that stops a worker may ask all of its processes: the file in hand would be said to break the decoder.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _preload()
     pixels = mmap.mmap(memory, max_pixels * 4)
     os.close(memory)

@@ -237,8 +237,9 @@ def _listener(service: Service) -> int:
 # ---------------------------------------------------------------- scaling down
 
 
+@pytest.mark.parametrize("asked", ["the worker", "all of its processes"])
 def test_a_worker_that_is_asked_to_stop_hands_its_rows_to_another_in_seconds(
-    configure: Configure, own_broker: Broker, started: ExitStack
+    configure: Configure, own_broker: Broker, started: ExitStack, asked: str
 ) -> None:
     """A lease of five minutes: what is not handed back would be held far beyond the patience of this test."""
     settings = configure(lease_s=300.0, pulse_s=1.0)
@@ -247,7 +248,9 @@ def test_a_worker_that_is_asked_to_stop_hands_its_rows_to_another_in_seconds(
     for _ in range(6):
         assert submit(service, LARGE).status_code == 202
     servers.until(lambda: any(job.status == Status.RUNNING for job in service.jobs()), what="a job in the middle")
-    first.process.send_signal(signal.SIGTERM)
+    family = psutil.Process(first.process.pid).children(recursive=True) if asked == "all of its processes" else []
+    for one in (first.process, *family):
+        one.send_signal(signal.SIGTERM)
     assert first.process.wait(20) == 0, first.said()[-3000:]
     assert not any(job.status == Status.RUNNING for job in service.jobs())
     started.enter_context(servers.worker(service.settings))
