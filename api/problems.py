@@ -9,11 +9,11 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import DBAPIError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 from shared import errors, logs
+from shared.db import told
 from shared.errors import HilumError, Rejected
 
 MEDIA_TYPE = "application/problem+json"
@@ -26,7 +26,7 @@ log = logs.get("api.problems")
 
 def install(app: FastAPI) -> None:
     """Give `app` its one error handler; what nobody foresaw comes to it through RequestLog."""
-    for kind in (HilumError, RequestValidationError, HTTPException, DBAPIError, PoolTimeout):
+    for kind in (HilumError, RequestValidationError, HTTPException, SQLAlchemyError):
         app.add_exception_handler(kind, answer)
 
 
@@ -46,8 +46,8 @@ def translate(error: Exception) -> HilumError:
         return errors.Invalid("; ".join(_sentence(e) for e in error.errors()), errors=_fields(error))
     if isinstance(error, HTTPException):
         return _http(error)
-    if isinstance(error, PoolTimeout | OperationalError) or getattr(error, "connection_invalidated", False):
-        return errors.Unavailable("The database does not answer.", code="database_unavailable")
+    if isinstance(error, SQLAlchemyError) and isinstance(meant := told(error), HilumError):
+        return meant
     return HilumError("Something went wrong on our side; the request id says where to look.")
 
 

@@ -16,12 +16,13 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlch
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
-from shared.errors import Misconfigured, Unavailable
+from shared.errors import HilumError, Misconfigured, StorageFull, Unavailable
 from shared.settings import Settings
 
 T = TypeVar("T")
 
 BELLS = "bells"
+FULL = {"53100", "SQLITE_FULL"}  # of PostgreSQL and of SQLite: no room on the disk
 NOW = "now"  # in the info of a session that several acts share: their time, asked for once
 BUSY_TIMEOUT_S = 30
 CONNECT_TIMEOUT_S = 3
@@ -107,10 +108,10 @@ def together(database: Database, act: Callable[[Session], T], *, waits: bool = F
     """Call `act` in a transaction and return, after the commit, what it returned; its own error is raised.
 
     Calls that come while another commits share the next transaction, one flush to the disk and one ring of a bell.
-    `act` may be called twice, because after an error each is tried alone. One that `waits` for rows that others may
-    hold shares on SQLite only, where there are no such rows: elsewhere, all would wait with it.
-    Unavailable: the database went away before the commit, and nothing was written. Whatever else the database raises
-    comes from the commit itself, whose outcome is not known then.
+    `act` may be called twice, because after an error each is tried alone, unless the database is away. One that `waits`
+    for rows that others may hold shares on SQLite only, where there are none: elsewhere, all would wait with it.
+    Unavailable, StorageFull: nothing was written. Whatever else the database raises comes from the commit itself, whose
+    outcome is not known then.
     """
     mine = _Act(act)
     if waits and database.engine.dialect.name != "sqlite":
@@ -177,7 +178,7 @@ def _committed(database: Database, acts: Sequence[_Act]) -> set[str]:
             _call(acts, session)
         except Exception as error:
             session.rollback()
-            if len(acts) > 1:
+            if len(acts) > 1 and not isinstance(error, Unavailable):
                 return set().union(*(_committed(database, [one]) for one in acts))
             return _ended(acts, error)
         bells: set[str] = session.info.get(BELLS, set())
@@ -191,16 +192,27 @@ def _committed(database: Database, acts: Sequence[_Act]) -> set[str]:
 
 
 def _call(acts: Sequence[_Act], session: Session) -> None:
-    """Call each act, and send to the database all that they wrote, rows of one table together; Unavailable."""
+    """Call each act, and send to the database all that they wrote, table by table; Unavailable, StorageFull."""
     try:
         session.info[NOW] = clock(session)
         for one in acts:
             one.value = one.act(session)
         session.flush()
     except SQLAlchemyError as error:
-        if is_away(error):
-            raise Unavailable("The database does not answer.", code="database_unavailable") from error
-        raise
+        meant = told(error)
+        if meant is error:
+            raise
+        raise meant from error
+
+
+def told(error: SQLAlchemyError) -> HilumError | SQLAlchemyError:
+    """What an error of the database means to a client: StorageFull, Unavailable, or else a fault of ours."""
+    original = getattr(error, "orig", None)
+    if FULL & {getattr(original, "sqlstate", None), getattr(original, "sqlite_errorname", None)}:
+        return StorageFull()
+    if is_away(error):
+        return Unavailable("The database does not answer.", code="database_unavailable")
+    return error
 
 
 def _ended(acts: Sequence[_Act], error: Exception | None = None) -> set[str]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Callable
+from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import Engine, event
 
 from api import problems
 from shared import errors
@@ -106,6 +109,27 @@ def test_a_database_that_is_away_is_unavailable(settings: Settings, key: str) ->
         answer = client.get("/v1/jobs")
     assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable")
     assert int(answer.headers["Retry-After"]) > 0
+
+
+def test_a_full_disk_under_the_database_is_told_as_such(settings: Settings, key: str) -> None:
+    """The file of SQLite may grow no more; PostgreSQL says the same by its code 53100."""
+
+    def full(connection: Any, _: Any) -> None:
+        cursor = connection.execute("PRAGMA page_count")
+        connection.execute(f"PRAGMA max_page_count = {cursor.fetchone()[0]}")
+
+    asked = {"files": {"file": ("x.png", FILM, "image/png")}, "data": {"metadata": json.dumps({"a": "b" * 4000})}}
+    with serving(settings) as url, client_of(url, key) as client:
+        event.listen(Engine, "connect", full)
+        try:
+            answers = [client.post("/v1/jobs", **asked)]
+            while answers[-1].status_code == 202:
+                answers.append(client.post("/v1/jobs", **asked))
+        finally:
+            event.remove(Engine, "connect", full)
+        assert (answers[-1].status_code, answers[-1].json()["code"]) == (507, "storage_full")
+        assert client.get("/v1/jobs").status_code == 200
+    assert len(list((settings.home / "blobs").rglob("input"))) == len(answers) - 1
 
 
 def _kinds(kind: type[HilumError] = HilumError) -> list[type[HilumError]]:

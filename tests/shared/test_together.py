@@ -7,10 +7,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import event, select, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from shared import tenants
 from shared.db import Database, reading, together, transaction
+from shared.errors import Unavailable
 from shared.models import Tenant
 from shared.queue import ring_after_commit
 from tests.servers import until
@@ -107,6 +109,22 @@ def test_an_act_that_fails_is_undone_alone(database: Database, rung: list[str]) 
     assert (before.result(), after.result()) == ("before", "after")
     assert names(database) & {"before", "undone", "after"} == {"before", "after"}
     assert set(rung) == {"analyze"}
+
+
+@pytest.mark.parametrize("database_url", [pytest.param("postgresql", marks=pytest.mark.postgres)], indirect=True)
+def test_a_database_that_is_away_is_asked_once_for_all(database: Database) -> None:
+    """One after the other, each would wait for the time limit of a connection."""
+    asked: list[object] = []
+
+    def refuse(*connection: object) -> None:
+        asked.append(connection)
+        raise OperationalError("connect", {}, ConnectionRefusedError())
+
+    database.engine.dispose()
+    event.listen(database.engine, "do_connect", refuse)
+    calls = at_once(database, [creating(f"tenant-{number}") for number in range(8)])
+    assert [type(call.exception()) for call in calls] == [Unavailable] * 8
+    assert len(asked) == 1
 
 
 def _locked(database: Database) -> int:
