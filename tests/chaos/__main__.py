@@ -33,8 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     except brokers.Missing as missing:
         print(f"chaos: {missing}", file=sys.stderr)
         return MISSING
-    if not given.sabotage and not given.kinds:
-        record.record(plan, outcome)
+    record.record(plan, outcome)
     _tell(plan, outcome)
     return 0 if outcome.kept else MISSED
 
@@ -46,7 +45,8 @@ def _tell(plan: Plan, outcome: Outcome) -> None:
     print(f"events: {found.owed} owed, {found.delivered} delivered, {found.repeated} deliveries repeated")
     median, slowest = found.recovery_median_s, max(found.recoveries_s, default=0.0)
     print(f"recoveries: {len(found.recoveries_s)}, the median {median:.2f} s, the slowest {slowest:.2f} s")
-    for what, examples in {"wrong": found.wrong, "missing": found.missing, "died by itself": outcome.died}.items():
+    red = {"wrong": found.wrong, "missed": sorted(outcome.missed), "missing": found.missing}
+    for what, examples in (red | {"died by itself": outcome.died}).items():
         for example in examples[:SHOWN]:
             print(f"{what}: {example}")
     print(found.line, flush=True)

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import psutil
 
@@ -52,6 +53,13 @@ class Chaos:
         """Who is frozen now."""
         return [running for _, running in self.frozen]
 
+    def wake(self, running: Running) -> None:
+        """Let one go on at once, if it is frozen: what comes next is done to a process that runs."""
+        for one in list(self.frozen):
+            if one[1] is running:
+                running.send(signal.SIGCONT)
+                self.frozen.remove(one)
+
     def thaw(self, *, all: bool = False) -> None:
         """Let those go on whose time is over."""
         for one in list(self.frozen):
@@ -72,10 +80,7 @@ def _kill_child(chaos: Chaos) -> bool:
 
 def _kill_tree(chaos: Chaos) -> bool:
     """`kill -9` for a worker and all that it started; a new one takes its place."""
-    kept = chaos.draw.choice([*chaos.stage.workers, chaos.stage.sender])
-    if kept is chaos.stage.sender:
-        kept.start()
-        return True
+    kept = chaos.draw.choice(chaos.stage.workers)
     found = _in_the_middle(chaos, lambda one: [_pool(one)], among=[kept])
     if found is None:
         return False
@@ -127,6 +132,7 @@ def _broker_wipe(chaos: Chaos) -> bool:
 
 def _broker_flush(chaos: Chaos) -> bool:
     """Every bell and every queue is gone while it runs."""
+    chaos.wake(chaos.stage.broker.tree())
     chaos.stage.broker.flush()
     return True
 
@@ -155,18 +161,40 @@ def _database_lock(chaos: Chaos) -> bool:
 def _api_restart(chaos: Chaos) -> bool:
     """In the middle of an upload, by `kill -9` or in good order."""
     api, gentle = chaos.stage.api, chaos.draw.random() < 0.3
+    assert api.running
+    chaos.wake(api.running)
+    clients = partial(_clients, api.running)
+
+    def arrived(port: int) -> bool:
+        deadline = time.monotonic() + MET_S
+        while (met := port in clients()) is False and time.monotonic() < deadline:
+            time.sleep(0.005)
+        return met
 
     def restart() -> None:
         if gentle:
             api.leave(STOP_S)
         api.start()
 
-    return chaos.load.interrupted(restart)
+    return chaos.load.interrupted(arrived, restart)
+
+
+def _clients(running: Running) -> set[int]:
+    """The ports of the clients whose connections a process has taken."""
+    with contextlib.suppress(psutil.Error):
+        return {one.raddr.port for one in running.process.net_connections("tcp") if one.raddr}
+    return set()
 
 
 def _sweeper_kill(chaos: Chaos) -> bool:
     """`kill -9`; a new one must wait for its lease."""
     chaos.stage.sweeper.start()
+    return True
+
+
+def _sender_kill(chaos: Chaos) -> bool:
+    """`kill -9` for the process that sends webhooks; what it was sending is sent again."""
+    chaos.stage.sender.start()
     return True
 
 
@@ -216,6 +244,7 @@ FAULTS: dict[str, Callable[[Chaos], bool]] = {
     "database_lock": _database_lock,
     "api_restart": _api_restart,
     "sweeper_kill": _sweeper_kill,
+    "sender_kill": _sender_kill,
     "freeze_other": _freeze_other,
     "client_cut": _client_cut,
     "receiver_timeout": _receiver("timeout"),

@@ -94,18 +94,22 @@ class Load:
             thread.join(max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)
 
-    def interrupted(self, meanwhile: Callable[[], object]) -> bool:
-        """Send half of the next upload, call `meanwhile`, go on; a client asks again later. False: none is left."""
-        order = self._kept_back()
+    def interrupted(self, arrived: Callable[[int], bool], meanwhile: Callable[[], object]) -> bool:
+        """Send half of an upload, call `meanwhile`, go on; a client asks again later.
+
+        False when none is left, or when the service did not take the connection (`arrived`, by the client's port).
+        """
+        order, met = self._kept_back(), False
         if order is None:
             return False
         with contextlib.suppress(OSError), _connected(self._url) as connection:
             request = self._raw(order)
             connection.sendall(request[: len(request) // 2])
+            met = arrived(connection.getsockname()[1])
             meanwhile()
             connection.sendall(request[len(request) // 2 :])
         self._later(replace(order, cut=""))
-        return True
+        return met
 
     def _client(self) -> None:
         with httpx.Client(base_url=self._url, headers=self._headers, timeout=TIMEOUT_S, trust_env=False) as client:
@@ -138,6 +142,8 @@ class Load:
     def _begun(self, changed: dict[str, object]) -> Order:
         self._next, self._unsure = self._next + 1, self._unsure + 1
         order = replace(drawn(self._plan, self._next - 1), **changed)  # type: ignore[arg-type]
+        if order.poison:
+            order = replace(order, cancel=False)  # it must come to be analysed
         self.poisoned |= {order.number} if order.poison else set()
         return order
 
@@ -189,8 +195,11 @@ class Load:
     def _cut(self, order: Order) -> None:
         """Break off in the middle of the upload, or after it without waiting for the answer."""
         request = self._raw(order)
-        with contextlib.suppress(OSError), _connected(self._url) as connection:
-            connection.sendall(request if order.cut == "late" else request[: len(request) // 2])
+        sent = request if order.cut == "late" else request[: len(request) // 2]
+        for _ in range(TRIES):  # while the API is away there is nothing to break off
+            with contextlib.suppress(OSError), _connected(self._url) as connection:
+                return connection.sendall(sent)
+            time.sleep(LATER_S)
 
     def _raw(self, order: Order) -> bytes:
         """The whole request as bytes, for a client that breaks off where it wants."""

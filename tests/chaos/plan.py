@@ -9,7 +9,7 @@ from typing import Any
 
 WORKER_KINDS = ("kill_child", "kill_tree", "freeze_worker", "poison")
 BROKER_KINDS = ("broker_restart", "broker_wipe", "broker_flush")
-SERVICE_KINDS = ("api_restart", "sweeper_kill", "freeze_other", "client_cut")
+SERVICE_KINDS = ("api_restart", "sweeper_kill", "sender_kill", "freeze_other", "client_cut")
 RECEIVER_KINDS = ("receiver_timeout", "receiver_error", "receiver_drop")
 DATABASE_KINDS = {"postgresql": ("database_restart", "cut_connections"), "sqlite": ("database_lock",)}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,12 @@ def test_without_a_sweeper_the_run_is_red(made: Any) -> None:
 # ---------------------------------------------------------------- the verdict itself
 
 
+PLAIN, EXPLAINED = 1, 4  # seeds of which the first uploads want no explanation, or one; none is canceled
+
+
 def job(job_id: str, status: str = "succeeded", **columns: Any) -> dict[str, Any]:
-    return {"id": job_id, "status": status, "explanations": {}, **columns}
+    key = drawn(short(seed=PLAIN), "abcd".index(job_id[-1])).key
+    return {"id": job_id, "status": status, "explanations": {}, "external_id": key, **columns}
 
 
 def seen(truth: Truth, job_id: str, event_id: str = "", name: str = "job.succeeded") -> None:
@@ -116,7 +121,8 @@ def truth() -> Truth:
 
 
 def judged(truth: Truth, *jobs: dict[str, Any]) -> verdict.Verdict:
-    return verdict.judge(short(), truth, {one["id"]: one for one in jobs}, RECEIVERS, [1.0, 3.0, 2.0], set())
+    plan = short(seed=PLAIN, jobs=len(truth.accepted))
+    return verdict.judge(plan, truth, {one["id"]: one for one in jobs}, RECEIVERS, [1.0, 3.0, 2.0], set())
 
 
 def test_a_clean_run_keeps_the_bar_and_says_so_in_one_line(truth: Truth) -> None:
@@ -161,6 +167,42 @@ def test_an_event_that_one_of_them_never_got_is_lost(truth: Truth) -> None:
     truth.event(RECEIVERS[0], event)
     found = judged(truth, job("job_a"), job("job_b"), job("job_c"))
     assert (found.events_lost, found.kept) == (1, False)
+
+
+def test_an_upload_that_nobody_accepted_and_a_job_that_nobody_uploaded_turn_it_red(truth: Truth) -> None:
+    few = verdict.judge(short(seed=PLAIN, jobs=3), truth, {}, RECEIVERS, [1.0], set())
+    assert (few.asked, few.accepted, few.kept) == (3, 2, False)
+    other = {**job("job_c"), "external_id": "another"}
+    seen(truth, "job_c")
+    assert judged(truth, job("job_a"), job("job_b"), other).wrong == ("job_c: of no upload",)
+
+
+def test_a_key_that_became_two_jobs_is_a_duplicate_although_no_client_saw_both(truth: Truth) -> None:
+    seen(truth, "job_c")
+    again = {**job("job_c"), "external_id": job("job_a")["external_id"]}
+    found = judged(truth, job("job_a"), job("job_b"), again)
+    assert (found.duplicated, found.kept) == (1, False)
+
+
+@pytest.mark.parametrize("explanations", [{}, {"gradcam": {"status": "canceled"}}, {"gradcam": {"status": "failed"}}])
+def test_an_explanation_that_was_asked_for_and_not_made_is_wrong(explanations: dict[str, Any]) -> None:
+    plan, found = short(jobs=1, seed=EXPLAINED), Truth()
+    order = drawn(plan, 0)
+    assert order.explain
+    assert not order.cancel
+    found.accept(0, "job_a")
+    one = {"id": "job_a", "status": "succeeded", "external_id": order.key}
+    for status in ({"gradcam": {"status": "succeeded"}}, explanations):
+        judgement = verdict.judge(plan, found, {"job_a": {**one, "explanations": status}}, RECEIVERS, [], set())
+        assert bool(judgement.wrong) == (status is explanations)
+
+
+def test_a_run_that_did_not_make_every_fault_does_not_count() -> None:
+    clean = verdict.Verdict(1, 1, 1, 0, 0, 0, 3, 3, 0, (1.0,))
+    made = Counter(kill_child=2)
+    assert Outcome(clean, made, Counter(), (), 1.0).kept
+    assert not Outcome(clean, made, Counter(poison=1), (), 1.0).kept
+    assert not Outcome(replace(clean, recoveries_s=()), made, Counter(), (), 1.0).kept
 
 
 def test_a_good_film_that_fails_is_wrong(truth: Truth) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import queue
 import threading
+import time
 from collections import Counter, defaultdict
 from typing import Any
 
@@ -21,6 +22,7 @@ class Truth:
         self._open: set[str] = set()
         self._ended: set[str] = set()
         self.accepted: dict[int, str] = {}
+        self.last_s = 0.0  # monotonic, of the last acceptance
         self.two_ids: set[int] = set()
         self.refused: list[str] = []
         self.ends: dict[str, set[str]] = defaultdict(set)
@@ -32,6 +34,8 @@ class Truth:
     def accept(self, number: int, job_id: str) -> None:
         """A client saw that its upload `number` is this job."""
         with self._lock:
+            if number not in self.accepted:
+                self.last_s = time.monotonic()
             if self.accepted.setdefault(number, job_id) != job_id:
                 self.two_ids.add(number)
             if job_id not in self._ended:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,8 +23,9 @@ SHOWN = 10
 
 @dataclass(frozen=True)
 class Verdict:
-    """The figures of one run; `wrong` tells what was answered otherwise than the upload deserves."""
+    """The figures of one run of `asked` uploads; `wrong` tells what became of one that it does not deserve."""
 
+    asked: int
     accepted: int
     finished: int
     lost: int
@@ -50,7 +52,7 @@ class Verdict:
     def sound(self) -> bool:
         """Whether nothing was lost, duplicated or answered wrongly; how long it took is another question."""
         lost = self.lost + self.duplicated + self.stuck + self.events_lost + len(self.wrong)
-        return lost == 0 and self.accepted == self.finished
+        return lost == 0 and self.asked == self.accepted == self.finished
 
     @property
     def kept(self) -> bool:
@@ -68,9 +70,8 @@ class Verdict:
 Jobs = dict[str, dict[str, Any]]
 
 
-def wait(plan: Plan, truth: Truth, client: httpx.Client, receivers: Sequence[str], last_fault: float) -> Jobs:
-    """Every job as the API shows it once all have ended and all is delivered, or `grace_s` after the last fault."""
-    deadline = last_fault + plan.grace_s
+def wait(truth: Truth, client: httpx.Client, receivers: Sequence[str], deadline: float) -> Jobs:
+    """Every job as the API shows it once all have ended and all is delivered, or at the deadline (monotonic, s)."""
     jobs: Jobs = {}
     while time.monotonic() < deadline:
         if not truth.open():
@@ -89,21 +90,23 @@ def judge(
     for job in jobs.values():
         if job["status"] in TERMINAL:
             truth.answer(job)
+    jobs_of = Counter(job["external_id"] for job in jobs.values())
     lost = sum(job is None for job in accepted.values())
     stuck = sum(job is not None and _unfinished(job) for job in accepted.values())
     gone = missing(truth, jobs, receivers)
     owed = sum(1 for job in jobs.values() for _ in _owed(job)) * (len(receivers) + 1)
     return Verdict(
+        asked=plan.jobs,
         accepted=len(accepted),
         finished=len(accepted) - lost - stuck,
         lost=lost,
-        duplicated=sum(truth.duplicated(number) for number in accepted),
+        duplicated=sum(truth.duplicated(number) or jobs_of[drawn(plan, number).key] > 1 for number in accepted),
         stuck=stuck,
         owed=owed,
         delivered=owed - len(gone),
         repeated=truth.repeated(),
         recoveries_s=tuple(recoveries_s),
-        wrong=(*truth.refused, *_wrong(plan, accepted, poisoned)),
+        wrong=(*truth.refused, *_strange(plan, jobs), *_wrong(plan, accepted, poisoned)),
         missing=tuple(gone),
     )
 
@@ -147,14 +150,28 @@ def _unfinished(job: dict[str, Any]) -> bool:
     return job["status"] not in TERMINAL or any(one["status"] in ("queued", "running") for one in explanations)
 
 
+def _strange(plan: Plan, jobs: Jobs) -> Iterator[str]:
+    """Jobs that no upload of the run made."""
+    keys = {drawn(plan, number).key for number in range(plan.jobs)}
+    for job in jobs.values():
+        if job["external_id"] not in keys:
+            yield f"{job['id']}: of no upload"
+
+
 def _wrong(plan: Plan, accepted: dict[int, dict[str, Any] | None], poisoned: set[int]) -> Iterator[str]:
     """Jobs that ended otherwise than they deserve: what the service suffers is no reason to fail a good film."""
     for number, job in accepted.items():
         if job is None or job["status"] not in TERMINAL:
             continue
-        deserved = ["failed"] if number in poisoned else ["succeeded"]
-        if drawn(plan, number).cancel:
-            deserved += ["canceled"]
-        code = (job.get("error") or {}).get("code")
-        if job["status"] not in deserved or code not in (None, "worker_lost"):
-            yield f"upload {number}: {job['id']} {job['status']} {code or (job.get('reason') or {}).get('code')}"
+        order = drawn(plan, number)
+        deserved = {"failed": "worker_lost"} if number in poisoned else {"succeeded": None}
+        if order.cancel and number not in poisoned:
+            deserved["canceled"] = None
+        code = (job.get("error") or job.get("reason") or {}).get("code")
+        if job["external_id"] != order.key:
+            yield f"upload {number}: {job['id']} is the job of {job['external_id']}"
+        if job["status"] not in deserved or code != deserved[job["status"]]:
+            yield f"upload {number}: {job['id']} {job['status']} {code}"
+        explained = {method: one["status"] for method, one in (job.get("explanations") or {}).items()}
+        if job["status"] == "succeeded" and explained != ({"gradcam": "succeeded"} if order.explain else {}):
+            yield f"upload {number}: {job['id']} explanations {explained}"
