@@ -10,11 +10,12 @@ import json
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -45,6 +46,9 @@ class Manifest:
     files: int = 0
     bytes: int = 0
     missing: list[str] = field(default_factory=list)
+    sums: dict[str, str] = field(
+        default_factory=dict
+    )  # sha256 of what an analysis left, by key
 
     @property
     def said(self) -> str:
@@ -117,7 +121,7 @@ def put_back(settings: Settings, folder: Path) -> Manifest:
             if path.exists():
                 raise Conflict(f"{path} is there already: a backup is restored into a home without a database.")
         expected, restored = set(made.missing), Manifest(made.made_at, made.revision, made.sha256)
-        _copy_blobs(folder / DATABASE, LocalStorage(folder / BLOBS), open_storage(settings), restored)
+        _copy_blobs(folder / DATABASE, LocalStorage(folder / BLOBS), open_storage(settings), restored, made.sums)
         if lost := sorted(set(restored.missing) - expected):
             raise Invalid(f"The backup is damaged: {len(lost)} of its files are gone or altered, {lost[0]} first.")
         part = Path(f"{target}{PART}")
@@ -153,8 +157,10 @@ def _copy_database(source: Path, target: Path) -> str:
     return revision
 
 
-def _copy_blobs(database: Path, source: Storage, target: Storage, made: Manifest) -> None:
-    """Copy every blob that a row of `database` names, whole and unaltered, and count them in `made`."""
+def _copy_blobs(
+    database: Path, source: Storage, target: Storage, made: Manifest, sums: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Copy every blob that a row of `database` names, whole and unaltered by the `sums`, and count them in `made`."""
     for named in _named(database):
         made.jobs += named.sha256 is not None
         try:
@@ -162,9 +168,12 @@ def _copy_blobs(database: Path, source: Storage, target: Storage, made: Manifest
         except NotFound:
             made.missing.append(named.key)
             continue
-        if len(data) != named.size or named.sha256 not in (None, hashlib.sha256(data).hexdigest()):
+        found, expected = hashlib.sha256(data).hexdigest(), named.sha256 or sums.get(named.key)
+        if len(data) != named.size or expected not in (None, found):
             made.missing.append(named.key)
             continue
+        if named.sha256 is None:
+            made.sums[named.key] = found
         target.put(named.key, data, "application/octet-stream")
         made.files, made.bytes = made.files + 1, made.bytes + len(data)
 

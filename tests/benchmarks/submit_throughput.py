@@ -75,7 +75,9 @@ def run() -> list[Result]:
                 throughput = alternate(lambda: _per_s(measured(plain)), lambda: _per_s(ours()), rounds=ROUNDS)
             _check(stage, (ROUNDS + 1) * UPLOADS, len(data))
             with _busy(stage) as (stop, go):
+                before = _ended(stage)
                 latency = alternate(lambda: _p99_ms(stop, ours), lambda: _p99_ms(go, ours), rounds=ROUNDS)
+                assert _ended(stage) > before, "the worker did nothing"
     return [compared(ABOUT, throughput[1], throughput[0]), compared(LATENCY, latency[1], latency[0])]
 
 

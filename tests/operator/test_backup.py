@@ -186,12 +186,13 @@ def test_a_folder_that_is_there_is_left_alone(live, tmp_path):
         backup.save(live, tmp_path / "saved")
 
 
-@pytest.mark.parametrize("what", ["hilum.db", "a blob", "a lost blob", "backup.json"])
+@pytest.mark.parametrize("what", ["hilum.db", "a blob", "a lost blob", "a picture", "backup.json"])
 def test_a_damaged_backup_restores_nothing(live, empty, tmp_path, what):
-    (job_id,) = fill(live, 1)
+    job_ids = fill(live, 2)
     backup.save(live, tmp_path / "saved")
-    (blob,) = (tmp_path / "saved" / "blobs").rglob("input")
-    path = blob if "blob" in what else tmp_path / "saved" / what
+    blob, _ = (tmp_path / "saved" / "blobs").rglob("input")
+    (picture,) = (tmp_path / "saved" / "blobs").rglob("lungs.png")
+    path = blob if "blob" in what else picture if "picture" in what else tmp_path / "saved" / what
     if what == "a lost blob":
         path.unlink()
     else:
@@ -201,7 +202,7 @@ def test_a_damaged_backup_restores_nothing(live, empty, tmp_path, what):
     with pytest.raises(Invalid):
         backup.put_back(empty, tmp_path / "saved")
     assert not (empty.home / "hilum.db").exists()
-    assert job_id in str(blob)
+    assert blob.parent.name in job_ids
 
 
 def test_a_backup_of_an_earlier_version_is_upgraded(tmp_path, empty):
