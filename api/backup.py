@@ -46,9 +46,7 @@ class Manifest:
     files: int = 0
     bytes: int = 0
     missing: list[str] = field(default_factory=list)
-    sums: dict[str, str] = field(
-        default_factory=dict
-    )  # sha256 of what an analysis left, by key
+    sums: dict[str, str] = field(default_factory=dict)  # sha256 of what an analysis left, by key
 
     @property
     def said(self) -> str:

@@ -21,7 +21,7 @@ from api.deps import Caller, Parts
 from api.intake import Upload
 from shared import batches, deeds, jobs, rehearsal
 from shared.batches import BatchView
-from shared.db import transaction
+from shared.db import together
 from shared.deeds import By
 from shared.errors import EmptyFile, HilumError, Invalid, TooLarge, UnsupportedType
 from shared.idempotency import Answer, Claim, note
@@ -98,7 +98,8 @@ def accept(parts: Parts, order: Order, key: str | None, tell: Tell) -> Answer:
     if key is not None:
         wishes = order.wishes.model_dump(mode="json")
         request = idempotency.keyed(order.caller, key, "POST /v1/batches", _sha256(order.files), wishes)
-    size = sum(upload.size or 0 for upload in order.files)
+    packed = len(order.files) == 1 and archives.is_zip(_head(order.files[0].file))
+    size = parts.settings.batch_bytes if packed else sum(upload.size or 0 for upload in order.files)
     most_s = size / idempotency.STORED_BYTES_PER_S + parts.settings.batch_files / STORED_FILES_PER_S
     return idempotency.once(parts.database, request, partial(_accept, parts, order, tell), takes_s=most_s)
 
@@ -111,16 +112,19 @@ def _accept(parts: Parts, order: Order, tell: Tell, claim: Claim | None) -> Answ
     except BaseException:
         _forget(take)
         raise
+
+    def submit(session: Session) -> Answer:
+        answer = tell(_submitted(session, take))
+        if claim is not None:
+            note(session, claim, answer)
+        return answer
+
     try:
-        with transaction(parts.database) as session:
-            answer = tell(_submitted(session, take))
-            if claim is not None:
-                note(session, claim, answer)
+        return together(parts.database, submit, waits=True)  # nobody shall wait for the rows of a thousand jobs
     except HilumError:
         # Refused before the commit. After a commit of unknown outcome the blobs must stay: their jobs may need them.
         _forget(take)
         raise
-    return answer
 
 
 def _store(take: Take) -> None:

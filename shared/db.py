@@ -59,7 +59,7 @@ class Database:
     reads: sessionmaker[Session]
     ring: Callable[[str], None] = _silent
     turn: AbstractContextManager[Any] = field(default_factory=nullcontext)
-    sharing: AbstractContextManager[Any] = field(default_factory=threading.Lock)
+    sharing: threading.Lock = field(default_factory=threading.Lock)
     acts: deque[_Act] = field(default_factory=deque)
 
 
@@ -162,13 +162,31 @@ def is_away(error: BaseException) -> bool:
 def _shared(database: Database, mine: _Act) -> set[str]:
     """Wait until `mine` is committed, or commit it with all that wait by then; the bells to ring for them."""
     database.acts.append(mine)
-    with database.sharing, database.turn:
+    with _taking_turns(database, mine), database.turn:
         if mine.ended:
             return set()
         acts = [database.acts.popleft() for _ in range(len(database.acts))]
         if mine not in acts:  # who had taken it was interrupted before it ended
             acts.append(mine)
         return _committed(database, acts)
+
+
+@contextmanager
+def _taking_turns(database: Database, mine: _Act) -> Iterator[None]:
+    """Hold `sharing`. Unavailable when another holds it for too long, unless that one has `mine` in its hands.
+
+    A server that hangs in a commit must not take every thread of the process with it.
+    """
+    patience_s = BUSY_TIMEOUT_S if database.engine.dialect.name == "sqlite" else POOL_TIMEOUT_S
+    if not database.sharing.acquire(timeout=patience_s):
+        if mine in database.acts:
+            database.acts.remove(mine)
+            raise Unavailable("The database does not answer.", code="database_unavailable")
+        database.sharing.acquire()
+    try:
+        yield
+    finally:
+        database.sharing.release()
 
 
 def _committed(database: Database, acts: Sequence[_Act]) -> set[str]:

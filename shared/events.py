@@ -132,7 +132,7 @@ def place(session: Session, tenant_id: str, event_id: str) -> int:
     if oldest is None or oldest.created_at > moment:
         return 0
     before = within(select(Event.seq).where(Event.created_at <= moment), KEY, *own, descending=True)
-    return session.scalars(before.limit(1)).one() or 0
+    return session.scalars(before.limit(1)).first() or 0  # none: retention took it at this moment
 
 
 def over(session: Session, job_ids: Collection[str]) -> set[str]:

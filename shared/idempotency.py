@@ -115,7 +115,8 @@ def _again(session: Session, request: Keyed, row: Row[Any], now: datetime, until
     if row.status is not None:
         return Answer(row.status, row.headers, row.answer)
     before = Claim(request.tenant_id, request.key, row.locked_until, row.job_id)
-    if row.locked_until > now or not written(session, _held(before).values(locked_until=until)):
+    # Its answer is kept for as long as any other, counted from now.
+    if row.locked_until > now or not written(session, _held(before).values(locked_until=until, created_at=now)):
         raise _in_flight()
     return Claim(request.tenant_id, request.key, until, row.job_id)
 

@@ -18,8 +18,10 @@ import httpx
 import psutil
 import pytest
 from moto.server import ThreadedMotoServer
-from sqlalchemy import func, select
+from sqlalchemy import Engine, event, func, select
+from sqlalchemy.exc import OperationalError
 
+from api import batching
 from shared import batches, jobs, ledger, rehearsal, tenants
 from shared.db import Database, reading, transaction
 from shared.errors import Conflict
@@ -219,6 +221,28 @@ def test_a_disk_that_fills_midway_leaves_nothing(client: httpx.Client, settings:
     assert (blobs(settings), rows(database)) == ([], (0, 0))
 
 
+def test_a_database_that_goes_away_midway_leaves_nothing(
+    client: httpx.Client, settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
+):
+    """After the files, before the rows."""
+    store = batching._store
+
+    def stored_at_last(*arguments: Any) -> None:
+        store(*arguments)
+        event.listen(Engine, "begin", refuse)
+
+    def refuse(*_: object) -> None:
+        raise OperationalError("BEGIN", {}, ConnectionResetError())
+
+    monkeypatch.setattr(batching, "_store", stored_at_last)
+    try:
+        answer = sent(client, ("a.png", FILM), ("b.png", OTHER))
+    finally:
+        event.remove(Engine, "begin", refuse)
+    assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable")
+    assert (blobs(settings), rows(database)) == ([], (0, 0))
+
+
 def test_a_form_of_many_files_needs_few_descriptors(settings: Settings, key: str):
     """Each file is larger than what a part may hold in memory; all of them share one spool."""
     film = FILM + bytes(2**17)
@@ -379,9 +403,9 @@ def test_a_batch_finishes_once_however_its_jobs_end_at_the_same_moment(database,
         assert session.scalars(select(Batch.open)).all() == [0] * 4
         ends = select(Event.job_id, func.count()).where(Event.type.like("job.%")).group_by(Event.job_id)
         assert {count for _, count in session.execute(ends)} == {1}
-    for event in finished:
-        assert sum(event.payload["counts"].values()) == 24
-        assert event.payload["counts"]["queued"] == event.payload["counts"]["running"] == 0
+    for one in finished:
+        assert sum(one.payload["counts"].values()) == 24
+        assert one.payload["counts"]["queued"] == one.payload["counts"]["running"] == 0
 
 
 def _race(database: Database, settings: Settings, tenant_id: str, batch_id: str, total: int) -> None:

@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -242,9 +242,11 @@ def test_a_request_that_died_after_its_job_is_answered_with_that_job(
     client: httpx.Client, database: Database, settings: Settings, hand: Hand, prefer: str
 ) -> None:
     job_id = post(client, "one").json()["id"]
-    lose(database, "one")
+    long_ago = datetime.now(UTC) - timedelta(hours=47)
+    lose(database, "one", created_at=long_ago)
     hand.succeed()
     again = post(client, "one", prefer=prefer)
+    assert row(database, "one").created_at > long_ago + timedelta(hours=1)  # kept from now on
     assert (again.status_code, again.json()["id"]) == (201 if prefer else 202, job_id)
     assert again.json()["status"] == "succeeded"
     assert replays(post(client, "one", prefer=prefer), again)

@@ -10,7 +10,7 @@ from sqlalchemy import event, select, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from shared import tenants
+from shared import db, tenants
 from shared.db import Database, reading, together, transaction
 from shared.errors import Unavailable
 from shared.models import Tenant
@@ -75,6 +75,16 @@ def test_an_act_that_may_wait_for_a_row_holds_up_none_that_does_not(database: Da
             assert together(database, creating("another")) == "another"
             assert not waits.done()
         assert waits.result() == name
+
+
+def test_who_waits_too_long_for_another_commit_gives_up(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that hangs in a commit takes one thread, and not all of them."""
+    for limit in ("POOL_TIMEOUT_S", "BUSY_TIMEOUT_S"):
+        monkeypatch.setattr(db, limit, 0.1)
+    with database.sharing, pytest.raises(Unavailable):
+        together(database, creating("never"))
+    assert together(database, creating("later")) == "later"
+    assert "never" not in names(database)
 
 
 def test_what_may_be_committed_is_not_made_again(database: Database) -> None:
