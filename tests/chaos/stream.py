@@ -40,7 +40,8 @@ class Stream:
         while not self._stopped.is_set():
             try:
                 for event_id, data in self._connection():
-                    self._truth.event(STREAM, json.loads(data))
+                    if data:
+                        self._truth.event(STREAM, json.loads(data))
                     self._last = event_id
             except (httpx.HTTPError, RuntimeError):
                 pass  # a closed client says so with a RuntimeError
@@ -58,14 +59,16 @@ class Stream:
 
 
 def _events(lines: Iterator[str]) -> Iterator[tuple[str, str]]:
-    """(id, data) of each event of a stream, by the rules of HTML's server-sent events."""
+    """(id, data) of each block of a stream, by the rules of HTML's server-sent events.
+
+    One without data is no event, but says where to go on: a stream that has told nothing yet begins with such an id.
+    """
     event_id, data = "", []
     for line in lines:
         field, _, value = line.partition(":")
         value = value.removeprefix(" ")
         if not line:
-            if data:
-                yield event_id, "\n".join(data)
+            yield event_id, "\n".join(data)
             data = []
         elif field == "id":
             event_id = value

@@ -17,6 +17,7 @@ from tests.chaos.load import drawn, poisoned
 from tests.chaos.plan import DATABASE_KINDS, DATABASES, IMPATIENT, Plan, kinds_of, schedule
 from tests.chaos.process import POISON
 from tests.chaos.run import RECEIVERS, Outcome, run
+from tests.chaos.stream import _events
 from tests.chaos.truth import STREAM, Truth
 from worker.pipeline import decode
 
@@ -210,6 +211,11 @@ def test_a_good_film_that_fails_is_wrong(truth: Truth) -> None:
     found = judged(truth, job("job_a"), job("job_b", "failed", error={"code": "internal_error"}))
     assert len(found.wrong) == 1
     assert not found.kept
+
+
+def test_the_reader_of_the_stream_goes_on_where_it_was_told_to_although_nothing_has_happened_yet() -> None:
+    lines = ["id: evt_1", "retry: 1000", "", ": still here", "", "id: evt_2", "data: {}", ""]
+    assert list(_events(iter(lines))) == [("evt_1", ""), ("evt_1", ""), ("evt_2", "{}")]
 
 
 # ---------------------------------------------------------------- the plan
