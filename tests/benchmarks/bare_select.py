@@ -13,8 +13,7 @@ from sqlalchemy import create_engine, select
 from shared.models import Job
 
 app = FastAPI()
-# As ours reads: without a transaction around each statement.
-engine = create_engine(os.environ["DATABASE_URL"], pool_size=10, max_overflow=20, isolation_level="AUTOCOMMIT")
+engine = create_engine(os.environ["DATABASE_URL"], pool_size=10, max_overflow=20)
 
 
 @app.get("/jobs/{job_id}")
