@@ -14,6 +14,7 @@ from shared import explanations, ids, outbox
 from shared.db import clock
 from shared.errors import Conflict, Invalid, NotFound
 from shared.models import LIVE, Batch, Job
+from shared.ranges import within
 from shared.schemas import Frozen, Status
 
 
@@ -121,10 +122,8 @@ def page(session: Session, tenant_id: str, *, limit: int, cursor: str | None = N
     """At most `limit` batches older than `cursor`, newest first; Invalid when the cursor is none of ours."""
     if cursor is not None and not ids.PATTERN.fullmatch(cursor):
         raise Invalid("The cursor is none that a page gave out.", code="invalid_cursor")
-    found = select(Batch).where(Batch.tenant_id == tenant_id)
-    if cursor is not None:
-        found = found.where(Batch.id < cursor)
-    rows = session.scalars(found.order_by(Batch.id.desc()).limit(limit + 1)).all()
+    key, ends = (Batch.tenant_id, Batch.id), ((tenant_id, "bat_"), (tenant_id, cursor or "bat_8"))
+    rows = session.scalars(within(select(Batch), key, *ends, descending=True).limit(limit + 1)).all()
     shown = rows[:limit]
     counted = counts(session, [row.id for row in shown])
     next_cursor = shown[-1].id if len(rows) > limit else None

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from shared import ids
 from shared.errors import Invalid
 from shared.models import Deed
+from shared.ranges import within
 from shared.schemas import Frozen
 
 AT_ONCE = 500
@@ -75,29 +76,34 @@ def record(
 
 def page(session: Session, tenant_id: str, *, limit: int, cursor: str | None = None) -> DeedPage:
     """At most `limit` deeds of a tenant older than `cursor`, newest first; Invalid when the cursor is none of ours."""
-    found = select(Deed).where(Deed.tenant_id == tenant_id)
-    if cursor is not None:
-        if not ids.PATTERN.fullmatch(cursor):
-            raise Invalid("The cursor is none that a page gave out.", code="invalid_cursor")
-        found = found.where(Deed.id < cursor)
-    rows: Sequence[Deed] = session.scalars(found.order_by(Deed.id.desc()).limit(limit + 1)).all()
+    if cursor is not None and not ids.PATTERN.fullmatch(cursor):
+        raise Invalid("The cursor is none that a page gave out.", code="invalid_cursor")
+    found = _of(tenant_id, "ded_", cursor or "ded_8", descending=True)
+    rows: Sequence[Deed] = session.scalars(found.limit(limit + 1)).all()
     more = len(rows) > limit
     return DeedPage(deeds=[view(row) for row in rows[:limit]], next_cursor=rows[limit - 1].id if more else None)
 
 
 def export(session: Session, *, tenant_id: str | None = None, since: datetime | None = None) -> Iterator[DeedView]:
     """Every deed, or those of a tenant, oldest first, from `since` on; the log is never held in memory as a whole."""
-    found = select(Deed).order_by(Deed.id).limit(AT_ONCE)
-    if tenant_id is not None:
-        found = found.where(Deed.tenant_id == tenant_id)
-    if since is not None:
-        found = found.where(Deed.at >= since)
     # By pages and not by a cursor of the database, which would need one transaction for as long as its reader takes.
-    after = ""
-    while rows := session.scalars(found.where(Deed.id > after)).all():
+    after = "ded_"
+    while rows := session.scalars(_since(_of(tenant_id, after, "ded_8"), since).limit(AT_ONCE)).all():
         yield from map(view, rows)
         after = rows[-1].id
         session.expunge_all()
+
+
+def _of(tenant_id: str | None, above: str, below: str, *, descending: bool = False) -> Any:
+    """The deeds between two ids: of a tenant a range of its index, else of the primary key."""
+    if tenant_id is None:
+        return within(select(Deed), (Deed.id,), (above,), (below,), descending=descending)
+    key = (Deed.tenant_id, Deed.id)
+    return within(select(Deed), key, (tenant_id, above), (tenant_id, below), descending=descending)
+
+
+def _since(found: Any, moment: datetime | None) -> Any:
+    return found if moment is None else found.where(Deed.at >= moment)
 
 
 def view(row: Deed) -> DeedView:

@@ -9,10 +9,10 @@ import pytest
 from sqlalchemy import insert, update
 from sqlalchemy.event import listen
 
-from shared import ids, ledger, purge, rehearsal, tenants, views
+from shared import deeds, ids, ledger, purge, rehearsal, tenants, views
 from shared.db import Database, reading, transaction
 from shared.events import Wanted, newest, page
-from shared.models import TEST, Batch, Event, Explanation, Job
+from shared.models import TEST, Batch, Deed, Event, Explanation, Job
 
 NOW = datetime.now(UTC)
 MANY = 3000
@@ -128,6 +128,22 @@ def test_a_tenant_that_has_been_away_is_not_looked_for_among_the_others(crowded,
     plans = [_plan(crowded, statement) for statement in asked]
     assert len(plans) == 2
     assert all("ix_events_tenant_id_seq" in plan for plan in plans), plans
+
+
+def test_the_audit_log_of_a_tenant_that_has_been_away_is_a_range_of_its_index(crowded, tenant_id):
+    with transaction(crowded) as session:
+        row = {"at": NOW, "actor": "key_1", "action": "job.submitted", "detail": {}}
+        owners = [tenant_id] * MANY + ["another"] * MANY
+        session.execute(insert(Deed), [{**row, "id": f"ded_{n:05d}", "tenant_id": of} for n, of in enumerate(owners)])
+        session.connection().exec_driver_sql("ANALYZE")
+    asked = []
+    listen(crowded.engine, "before_execute", lambda _, statement, *__: asked.append(statement))
+    with reading(crowded) as session:
+        assert len(deeds.page(session, tenant_id, limit=50).deeds) == 50
+        assert sum(1 for _ in deeds.export(session, tenant_id=tenant_id)) >= MANY
+    plans = [_plan(crowded, statement) for statement in asked]
+    assert plans
+    assert all("ix_deeds_tenant_id_id" in plan for plan in plans), plans
 
 
 def test_rehearsals_read_the_index_of_what_is_played(crowded, tenant_id):
