@@ -24,7 +24,7 @@ from shared import tenants, views
 from shared.db import Database, open_database, reading
 from shared.deeds import By
 from shared.errors import Forbidden, Throttled, Unauthenticated
-from shared.models import LIVE, Tenant
+from shared.models import LIVE, TEST, Tenant
 from shared.queue import ringer
 from shared.settings import Settings
 from shared.storage import Storage, open_storage
@@ -132,6 +132,22 @@ async def admin(found: CallerDep) -> str:
 
 
 AdminDep = Annotated[str, Depends(admin)]
+
+
+async def live_admin(found: CallerDep) -> str:
+    """As `admin`, over what live events depend on; Forbidden for a test key."""
+    tenant_id = _allowed(found, "admin")
+    ensure_reach(found, LIVE)
+    return tenant_id
+
+
+LiveDep = Annotated[str, Depends(live_admin)]
+
+
+def ensure_reach(found: Caller, mode: str) -> None:
+    """Forbidden when a test key would change what is live."""
+    if found.mode == TEST and mode == LIVE:
+        raise Forbidden("A test key has no say over what is live.")
 
 
 async def legacy_caller(request: Request, parts: PartsDep, credentials: BearerDep) -> Caller:

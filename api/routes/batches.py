@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from api import batching
 from api.batching import BatchAccepted, Order
 from api.bulk import BulkParser, files_of
-from api.deps import ByDep, CallerDep, PartsDep, ReaderDep, SubmitterDep
+from api.deps import ByDep, CallerDep, PartsDep, ReaderDep, SubmitterDep, ensure_reach
 from api.examples import BATCH, BATCH_ACCEPTED, BATCH_FORM, BATCH_PAGE
 from api.idempotency import IdempotencyKey, reply
 from api.params import BatchId
@@ -105,9 +105,10 @@ def read(batch_id: BatchId, tenant_id: ReaderDep, parts: PartsDep) -> Response:
     summary="Cancel every job of a batch that has not ended",
     responses={**READ_ERRORS, **documented(errors.Conflict)},
 )
-def cancel(batch_id: BatchId, tenant_id: SubmitterDep, by: ByDep, parts: PartsDep) -> Response:
+def cancel(batch_id: BatchId, tenant_id: SubmitterDep, caller: CallerDep, by: ByDep, parts: PartsDep) -> Response:
     """Cancel at once what is queued; what runs stops at its next stage, and the batch finishes with the last of it."""
     with transaction(parts.database) as session:
+        ensure_reach(caller, batches.get(session, tenant_id, batch_id).mode)
         batch = batches.cancel(session, tenant_id, batch_id)
         deeds.record(session, "batch.canceled", batch_id, tenant_id=tenant_id, **by)
         found = batches.view(session, batch)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Path, Query, Response
 from pydantic import AfterValidator, Field
 
-from api.deps import AdminDep, ByDep, PartsDep, ReaderDep
+from api.deps import AdminDep, ByDep, LiveDep, PartsDep, ReaderDep
 from api.problems import documented
 from api.routes.webhooks import ERRORS_OF_ONE, WebhookId, answer
 from api.webhook_examples import DELIVERY, DELIVERY_ID, DELIVERY_PAGE, said
@@ -89,7 +89,7 @@ def page(
     responses={202: said(DELIVERY, "on its way"), **ERRORS},
 )
 def redeliver(
-    webhook_id: WebhookId, delivery_id: DeliveryId, tenant_id: AdminDep, by: ByDep, parts: PartsDep
+    webhook_id: WebhookId, delivery_id: DeliveryId, tenant_id: LiveDep, by: ByDep, parts: PartsDep
 ) -> Response:
     """Send it now, with the same `webhook-id`, and start the schedule anew; 409 while the webhook is disabled."""
     with transaction(parts.database) as session:
@@ -107,7 +107,7 @@ def redeliver(
     summary="Send a range of events again",
     responses={202: said({"queued": 12}, "on their way"), **ERRORS},
 )
-def redeliver_range(wanted: Range, webhook_id: WebhookId, tenant_id: AdminDep, by: ByDep, parts: PartsDep) -> Response:
+def redeliver_range(wanted: Range, webhook_id: WebhookId, tenant_id: LiveDep, by: ByDep, parts: PartsDep) -> Response:
     """Send what happened in a time and ended so; canceled ones are those that came while it was disabled."""
     statuses = [Status(status) for status in wanted.status]
     with transaction(parts.database) as session:

@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
 
 from api import idempotency, intake, waiting
-from api.deps import ByDep, Caller, CallerDep, Parts, PartsDep, ReaderDep, SubmitterDep
+from api.deps import ByDep, Caller, CallerDep, Parts, PartsDep, ReaderDep, SubmitterDep, ensure_reach
 from api.examples import JOB, PAGE, UPLOAD_FORM
 from api.idempotency import IdempotencyKey
 from api.params import ArtifactName, JobId, WaitSeconds
@@ -168,13 +168,14 @@ def page(
     summary="Cancel a job",
     responses={**READ_ERRORS, **documented(errors.Conflict)},
 )
-def cancel(job_id: JobId, tenant_id: SubmitterDep, by: ByDep, parts: PartsDep) -> Response:
+def cancel(job_id: JobId, tenant_id: SubmitterDep, found: CallerDep, by: ByDep, parts: PartsDep) -> Response:
     """Cancel at once what is queued; what runs stops at its next stage (then the answer still says `running`)."""
     with transaction(parts.database) as session:
+        ensure_reach(found, views.get(session, tenant_id, job_id).mode)
         job = jobs.cancel(session, tenant_id, job_id)
         deeds.record(session, "job.canceled", job_id, tenant_id=tenant_id, **by)
-        found = Versioned(views.view(session, job), job.version)
-    return answer(found)
+        canceled = Versioned(views.view(session, job), job.version)
+    return answer(canceled)
 
 
 @router.get(

@@ -9,7 +9,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Response
 from pydantic import AfterValidator, Field
 
-from api.deps import AdminDep, ByDep, PartsDep, ReaderDep
+from api.deps import ByDep, LiveDep, PartsDep, ReaderDep
 from api.intake import PRINTABLE
 from api.problems import documented
 from api.webhook_examples import WEBHOOK, WEBHOOK_ID, WEBHOOK_LIST, WEBHOOK_WITH_SECRET, said
@@ -75,7 +75,7 @@ class Rotation(Frozen):
         **documented(errors.Conflict),
     },
 )
-def create(wanted: NewWebhook, tenant_id: AdminDep, by: ByDep, parts: PartsDep) -> Response:
+def create(wanted: NewWebhook, tenant_id: LiveDep, by: ByDep, parts: PartsDep) -> Response:
     """Send the tenant's events to a URL from now on, signed with a secret that only this answer shows."""
     url = checked_url(wanted.url, private=parts.settings.webhook_private)
     with transaction(parts.database) as session:
@@ -113,7 +113,7 @@ def read(webhook_id: WebhookId, tenant_id: ReaderDep, parts: PartsDep) -> Respon
     summary="Change a webhook",
     responses={200: said(WEBHOOK), **ERRORS_OF_ONE},
 )
-def change(wanted: WebhookChange, webhook_id: WebhookId, tenant_id: AdminDep, by: ByDep, parts: PartsDep) -> Response:
+def change(wanted: WebhookChange, webhook_id: WebhookId, tenant_id: LiveDep, by: ByDep, parts: PartsDep) -> Response:
     """Change what the body names. Disabling cancels what waits; that can be sent again after enabling."""
     columns = wanted.model_dump(exclude_none=True)
     enabled = columns.pop("enabled", None)
@@ -132,7 +132,7 @@ def change(wanted: WebhookChange, webhook_id: WebhookId, tenant_id: AdminDep, by
 
 
 @router.delete("/{webhook_id}", status_code=204, summary="Delete a webhook", responses=ERRORS_OF_ONE)
-def delete(webhook_id: WebhookId, tenant_id: AdminDep, by: ByDep, parts: PartsDep) -> Response:
+def delete(webhook_id: WebhookId, tenant_id: LiveDep, by: ByDep, parts: PartsDep) -> Response:
     """Send nothing there any more: what waits is canceled, and the secrets are forgotten."""
     with transaction(parts.database) as session:
         destinations.delete(session, destinations.get(session, tenant_id, webhook_id), by=by)
@@ -145,7 +145,7 @@ def delete(webhook_id: WebhookId, tenant_id: AdminDep, by: ByDep, parts: PartsDe
     summary="Enable a webhook (again)",
     responses={200: said(WEBHOOK), **ERRORS_OF_ONE},
 )
-def enable(webhook_id: WebhookId, tenant_id: AdminDep, by: ByDep, parts: PartsDep) -> Response:
+def enable(webhook_id: WebhookId, tenant_id: LiveDep, by: ByDep, parts: PartsDep) -> Response:
     """Send to it from now on, with a clean record; what was canceled meanwhile waits for a redelivery."""
     with transaction(parts.database) as session:
         row = destinations.get(session, tenant_id, webhook_id)
@@ -161,7 +161,7 @@ def enable(webhook_id: WebhookId, tenant_id: AdminDep, by: ByDep, parts: PartsDe
     responses={200: said(WEBHOOK_WITH_SECRET, "the new secret is shown this once"), **ERRORS_OF_ONE},
 )
 def rotate(
-    webhook_id: WebhookId, tenant_id: AdminDep, by: ByDep, parts: PartsDep, wanted: Rotation | None = None
+    webhook_id: WebhookId, tenant_id: LiveDep, by: ByDep, parts: PartsDep, wanted: Rotation | None = None
 ) -> Response:
     """Sign with a new secret, and with the one before until the overlap has ended: deliveries carry both signatures."""
     overlap = timedelta(hours=(wanted or Rotation()).overlap_hours)

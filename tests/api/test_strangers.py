@@ -16,7 +16,7 @@ from api.deps import PartsDep, ReaderDep
 from shared import batches, deeds, destinations, jobs, tenants
 from shared.columns import Base
 from shared.db import Database, reading, transaction
-from shared.models import ApiKey, Delivery, Event, Job
+from shared.models import TEST, ApiKey, Delivery, Event, Job
 from shared.settings import Settings
 from tests.api.conftest import FILM, Hand, both, client_of, serving
 from tests.api.walk import Operation, ask, never, operations
@@ -103,6 +103,24 @@ def test_every_route_denies_what_is_another_tenants(world: World, database: Data
     assert rows(database, world.owner_id) == before
     assert sum(bool(operation.parameters) for operation in operations(world.app)) >= 20
     assert len(before["jobs"]) == 2
+
+
+@both
+def test_a_test_key_changes_nothing_that_is_live(world: World, database: Database) -> None:
+    """With every scope it may read, and make what is a test; a test event harms no endpoint."""
+    with transaction(database) as session:
+        key = tenants.issue_key(session, world.owner_id, ["submit", "read", "admin"], "test", mode=TEST).key
+    harmless = "POST /v1/webhooks/{webhook_id}/test"
+    before = rows(database, world.owner_id)
+    with client_of(str(world.owner.base_url), key) as client:
+        writing = [one for one in operations(world.app) if one.parameters and one.method != "GET"]
+        answers = {str(one): ask(client, world.app, one, world.values) for one in writing if str(one) != harmless}
+        made = client.post("/v1/webhooks", json={"url": "https://192.0.2.1/hook"})
+    refused = [(name, answer.text) for name, answer in answers.items() if answer.status_code != 403]
+    assert refused == []
+    assert len(answers) >= 12
+    assert made.status_code == 403
+    assert rows(database, world.owner_id) == before
 
 
 def test_the_owner_reaches_what_the_stranger_does_not(world: World) -> None:
