@@ -81,7 +81,7 @@ def post(
 ) -> Answer:
     """Send `body` to `url` and say what was met, within `timeout_s`; raises nothing that the network can cause.
 
-    `private` allows addresses that do not belong to the public internet.
+    `private` allows http:// and addresses that do not belong to the public internet.
     """
     at, began = datetime.now(UTC), time.monotonic()
     met: dict[str, Any]
@@ -101,6 +101,8 @@ def post(
 def _exchange(
     url: SplitResult, body: bytes, headers: Mapping[str, str], deadline: Deadline, private: bool, resolve: Resolve
 ) -> dict[str, Any]:
+    if url.scheme != "https" and not private:  # made while the operator still allowed it
+        raise Unsent("not_https", "Events are sent to https:// only.")
     host, port = url.hostname or "", url.port or {"https": 443, "http": 80}[url.scheme]
     addresses = _addresses(host, port, deadline, private, resolve)
     # Not httpcore's own reading of a URL, which drops what follows a semicolon in the path.

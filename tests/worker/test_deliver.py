@@ -479,7 +479,7 @@ def test_the_operator_decides_whether_addresses_inside_are_sent_to(
     run()
     assert until(lambda: ended(database)) == ["succeeded" if private else "failed"]
     assert len(receiver.seen) == (1 if private else 0)
-    assert {a.error for a in tries(database)} == {None if private else "address_not_allowed"}
+    assert {a.error for a in tries(database)} == {None if private else "not_https"}
 
 
 def test_ten_thousand_waiting_for_a_dead_receiver_delay_nobody(

@@ -117,24 +117,6 @@ def test_a_public_address_is_one(address: str) -> None:
     assert is_public(address)
 
 
-def test_a_name_is_resolved_once_and_the_address_that_was_checked_is_the_one(
-    start: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """DNS rebinding: at the second look the name points inside. 127.0.0.2 stands in for the public internet here."""
-    monkeypatch.setattr(send, "is_public", lambda address: address == "127.0.0.2")
-    outside = start(host="127.0.0.2")
-    port = int(outside.url.rpartition(":")[2])
-    inside = start(port=port)
-    resolver = Resolver(["127.0.0.2"], ["127.0.0.1"])
-    answer = post(f"http://{NAME}:{port}/", private=False, resolve=resolver)
-    assert (answer.error, resolver.asked) == (None, 1)
-    assert (len(outside.seen), len(inside.seen)) == (1, 0)
-    assert headers_of(outside.seen[0])["host"] == f"{NAME}:{port}"
-    again = post(f"http://{NAME}:{port}/", private=False, resolve=resolver)
-    assert again.error == "address_not_allowed"
-    assert (len(outside.seen), len(inside.seen)) == (1, 0)
-
-
 def test_the_next_address_is_tried_where_one_refuses(start: Start) -> None:
     receiver = start()
     answer = post(named(receiver.url), resolve=Resolver(["127.0.0.3", "127.0.0.1"]))
@@ -187,6 +169,33 @@ def test_certificate_and_server_name_are_those_of_the_url(
     assert "other.example" in (other.detail or "")
     assert post(receiver.url).error == "tls_failed"
     assert len(receiver.seen) == 1
+
+
+def test_a_name_is_resolved_once_and_the_address_that_was_checked_is_the_one(
+    start: Start, trust: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DNS rebinding: at the second look the name points inside. 127.0.0.2 stands in for the public internet here."""
+    monkeypatch.setattr(send, "is_public", lambda address: address == "127.0.0.2")
+    authority = receivers.authority(tmp_path, NAME)
+    trust(authority.certificate)
+    outside = start(host="127.0.0.2", tls=authority.server)
+    port = int(outside.url.rpartition(":")[2])
+    inside = start(port=port, tls=authority.server)
+    resolver = Resolver(["127.0.0.2"], ["127.0.0.1"])
+    answer = post(f"https://{NAME}:{port}/", private=False, resolve=resolver)
+    assert (answer.error, resolver.asked) == (None, 1)
+    assert (len(outside.seen), len(inside.seen)) == (1, 0)
+    assert headers_of(outside.seen[0])["host"] == f"{NAME}:{port}"
+    again = post(f"https://{NAME}:{port}/", private=False, resolve=resolver)
+    assert again.error == "address_not_allowed"
+    assert (len(outside.seen), len(inside.seen)) == (1, 0)
+
+
+def test_nothing_goes_out_unencrypted_once_the_operator_forbids_it(start: Start) -> None:
+    """A webhook for http:// may have been made while `HILUM_WEBHOOK_PRIVATE` was on: it is held to today's rule."""
+    receiver, resolver = start(), Resolver(["127.0.0.1"])
+    answer = post(named(receiver.url), private=False, resolve=resolver)
+    assert (answer.error, answer.status, resolver.asked, receiver.seen) == ("not_https", None, 0, [])
 
 
 def test_a_receiver_without_tls_is_no_https(start: Start) -> None:
