@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from typing import Annotated, BinaryIO, NamedTuple
 
 from pydantic import BeforeValidator, Field, JsonValue
-from sqlalchemy import Select, select
+from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from api import content, reuse
 from api.deps import Caller, Parts
+from api.problems import RETRY_AFTER_S
+from api.rates import Window
 from api.waiting import Versioned
 from shared import deeds, idempotency, jobs, ledger, rehearsal, views
 from shared.db import Database, reading, together
@@ -142,20 +144,22 @@ def ensure_room(database: Database, caller: Caller, count: int = 1) -> None:
     if not cap:
         return
     with reading(database) as session:
-        full = count > cap or session.scalars(_waiting(caller, after=cap - count)).first() is not None
-    if full:
-        raise Throttled(f"At most {cap} jobs may wait at a time.", code="queue_full", queued_cap=cap)
+        found = Window(cap, used=session.scalars(_waiting(caller)).one(), reset_s=RETRY_AFTER_S)
+    if found.used + count > cap:
+        told = {"retry_after_s": found.reset_s, "headers": found.headers}
+        raise Throttled(f"At most {cap} jobs may wait at a time.", code="queue_full", queued_cap=cap, **told)
 
 
-def _waiting(caller: Caller, after: int) -> Select[str]:
-    """The job that waits behind `after` others: no more rows than these are read, however many wait.
+def _waiting(caller: Caller) -> Select[int]:
+    """How many jobs wait, up to the cap: no more rows than these are read, however many there are.
 
     A range of one status, and not the status alone: only the index of a tenant's states has that order. For the order
     of the ids, PostgreSQL would read the primary key and pass all that ended before it came to what waits.
     """
     mine = (Job.tenant_id == caller.tenant_id, Job.mode == caller.mode)
     waiting = select(Job.id).where(*mine, Job.status.between(ledger.QUEUED, ledger.QUEUED))
-    return waiting.order_by(Job.status, Job.id).offset(after).limit(1)
+    counted = waiting.order_by(Job.status, Job.id).limit(caller.queued_cap).subquery()
+    return select(func.count()).select_from(counted)
 
 
 def _made(parts: Parts, order: Order, claim: Claim | None, tell: Tell | None) -> Accepted:

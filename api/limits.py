@@ -71,7 +71,10 @@ class RequestLog:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message).update({"X-Request-Id": request_id, **scope.get(RATE_HEADERS, {})})
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = request_id
+                for name, value in scope.get(RATE_HEADERS, {}).items():
+                    headers.setdefault(name, value)  # an answer that another limit refused speaks of that one
             await send(message)
 
         with logs.bind(request_id=request_id):

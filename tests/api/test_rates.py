@@ -309,6 +309,25 @@ def test_a_tenant_may_have_only_so_many_jobs_waiting(
     assert client.post("/predict", files={"file": FILM}).json()["code"] == "queue_full"
 
 
+@pytest.mark.parametrize("per_minute", [0, 100])
+def test_a_full_queue_says_so_in_the_headers(
+    client: httpx.Client, database: Database, tenant_id: str, submit: Submit, per_minute: int
+) -> None:
+    """Of the cap, and not of the requests of which there are some left."""
+    allow(database, tenant_id, queued_cap=3, rate_per_minute=per_minute)
+    submit(), submit()
+    three = [("file", (f"{name}.png", FILM)) for name in "abc"]
+    refused = client.post("/v1/batches", files=three)  # as a whole; one alone would have room
+    submit()
+    answers = [client.post(path, files={"file": FILM}) for path in ("/v1/jobs", "/v1/batches", "/predict")]
+    for answer, remaining in ((refused, 1), *((answer, 0) for answer in answers)):
+        assert (answer.status_code, answer.json()["code"]) == (429, "queue_full")
+        assert [answer.headers[name] for name in LIMIT_HEADERS[:2]] == ["3", str(remaining)]
+        assert answer.headers["RateLimit-Reset"] == answer.headers["Retry-After"]
+    served = client.get("/v1/jobs").headers
+    assert served.get("RateLimit-Limit") == (str(per_minute) if per_minute else None)
+
+
 def test_a_full_queue_refuses_nothing_that_adds_nothing(
     client: httpx.Client, database: Database, tenant_id: str
 ) -> None:
@@ -357,7 +376,7 @@ def crowded(database: Database, tenant_id: str) -> Database:
 def test_what_waits_is_counted_to_the_cap_and_no_further(crowded: Database, tenant_id: str) -> None:
     """Through the index of the states: by the primary key, every job that ended before would be read first."""
     caller = Caller(tenant_id, frozenset(), "key", queued_cap=100)
-    query = intake._waiting(caller, after=99).compile(crowded.engine, compile_kwargs={"literal_binds": True})
+    query = intake._waiting(caller).compile(crowded.engine, compile_kwargs={"literal_binds": True})
     explain = "EXPLAIN" if crowded.engine.dialect.name == "postgresql" else "EXPLAIN QUERY PLAN"
     with reading(crowded) as session:
         plan = "\n".join(str(tuple(row)) for row in session.connection().exec_driver_sql(f"{explain} {query}"))
