@@ -7,14 +7,17 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from api.chores import Chores, work
 from shared import backlog, deliveries, events, explanations, jobs, locks, logs
 from shared.backlog import Owed
-from shared.db import Database, transaction
+from shared.db import Database, reading, transaction
+from shared.ledger import Expired
 from shared.settings import Settings
 from shared.storage import open_storage
 
@@ -23,6 +26,11 @@ LOCK_ROUNDS = 5  # another sweeper takes over after this many rounds without a s
 LEAST_LOCK_S = 5.0
 LONGEST_PAUSE_S = 30.0
 CHORE_STOP_S = 5.0
+EXPIRE: Mapping[str, Callable[[Session, Settings], Expired]] = {
+    "jobs": jobs.expire,
+    "explanations": explanations.expire,
+    "deliveries": deliveries.expire,
+}
 
 log = logs.get("api.sweep")
 
@@ -55,31 +63,40 @@ def sweep(database: Database, settings: Settings, stopping: threading.Event) -> 
             once(database, settings, sweeper)
         except SQLAlchemyError as error:
             log.warning("sweep_failed", error=type(error).__name__)
+        except Exception:  # of which the next round may be free: nothing else frees what dead workers held
+            log.exception("sweep_failed")
         stopping.wait(settings.sweep_every_s)
     chores.join(CHORE_STOP_S)
 
 
 def once(database: Database, settings: Settings, sweeper: Sweeper) -> bool:
-    """One round; False when another sweeper holds the lease."""
+    """One round; False when another sweeper holds the lease. ExceptionGroup: some rows could not be freed."""
     lease_s = max(LEAST_LOCK_S, LOCK_ROUNDS * settings.sweep_every_s)
     with transaction(database) as session:
         sweeper.leads = locks.take(session, LOCK, sweeper.holder, lease_s=lease_s)
-        if not sweeper.leads:
-            return False
-        expired = {
-            "jobs": jobs.expire(session, settings),
-            "explanations": explanations.expire(session, settings),
-            "deliveries": deliveries.expire(session, settings),
-        }
-        owed = backlog.owed(session)
+    if not sweeper.leads:
+        return False
+    failed = [error for table in EXPIRE if (error := _free(database, settings, table))]
     events.numbered(database)
-    for table, found in expired.items():
-        if found.requeued or found.exhausted or found.canceled:
-            counts = {kind: len(ids) for kind, ids in vars(found).items()}
-            log.warning("leases_expired", table=table, **counts)
+    with reading(database) as session:
+        owed = backlog.owed(session)
     for bell, what in owed.items():
         _ring(database, settings, sweeper.rung.setdefault(bell, Rung()), bell, what)
+    if failed:
+        raise ExceptionGroup("some rows were not freed", failed)
     return True
+
+
+def _free(database: Database, settings: Settings, table: str) -> Exception | None:
+    """Free the rows of one table whose holder is gone; what goes wrong there must not keep the others from it."""
+    try:
+        with transaction(database) as session:
+            expired = EXPIRE[table](session, settings)
+    except Exception as error:
+        return error
+    if expired.requeued or expired.exhausted or expired.canceled:
+        log.warning("leases_expired", table=table, **{kind: len(ids) for kind, ids in vars(expired).items()})
+    return None
 
 
 def _ring(database: Database, settings: Settings, rung: Rung, bell: str, owed: Owed) -> None:

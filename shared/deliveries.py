@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from shared import destinations, events, ids, ledger, outbox
 from shared.db import clock, written
-from shared.errors import Conflict, LeaseLost, Misconfigured, NotFound
+from shared.errors import Conflict, LeaseLost, NotFound
 from shared.ledger import QUEUED, Claim
 from shared.models import TEST, Attempt, Delivery, Destination, Event
 from shared.queue import DELIVER, ring_after_commit
@@ -84,7 +84,7 @@ def claim(session: Session, delivery_ids: Sequence[str], *, lease_s: float) -> l
 def settle(session: Session, settings: Settings, claim: Claim, answer: Answer) -> None:
     """Write what a try met and what follows: done, another try, or the end of it. LeaseLost."""
     row = _held(session, claim)
-    tries, pauses = row.tries + 1, pauses_s(settings)
+    tries, pauses = row.tries + 1, settings.webhook_pauses_s
     _log(session, claim, answer)
     if answer.error is None:
         ledger.settle(session, claim, Status.SUCCEEDED, error=None)
@@ -128,25 +128,13 @@ def expire(session: Session, settings: Settings) -> ledger.Expired:
     expired = ledger.requeue_expired(session, Delivery, max_losses=NO_LOSS_ENDS_IT)
     if not expired.requeued:
         return expired
-    now, pauses = clock(session), [0.0, *pauses_s(settings)]
+    now, pauses = clock(session), [0.0, *settings.webhook_pauses_s]
     for row in session.scalars(select(Delivery).where(Delivery.id.in_(expired.requeued))):
         detail = "The process that sent it died or froze."
         _log(session, _lost(row), Answer(now, error=LOST, detail=detail))
         row.due_at = now + timedelta(seconds=pauses[min(row.losses, len(pauses)) - 1])
     ring_after_commit(session, DELIVER)
     return expired
-
-
-def pauses_s(settings: Settings) -> list[float]:
-    """The pauses between tries in seconds; Misconfigured when the setting does not say so."""
-    words = [word.strip() for word in settings.webhook_schedule_s.split(",") if word.strip()]
-    try:
-        pauses = [float(word) for word in words]
-    except ValueError:
-        pauses = [-1.0]
-    if not all(0 <= pause < float("inf") for pause in pauses):
-        raise Misconfigured("HILUM_WEBHOOK_SCHEDULE_S holds seconds, separated by commas")
-    return pauses
 
 
 # ---------------------------------------------------------------- the owner's side

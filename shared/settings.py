@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ROOT = Path(__file__).resolve().parent.parent
+LONGEST_PAUSE_S = 366 * 86_400.0
 
 
 class Settings(BaseSettings):
@@ -101,6 +102,23 @@ class Settings(BaseSettings):
     decode_memory_bytes: int = Field(3 * 2**30, gt=0, description="address space of one decoding child")
     decode_timeout_s: float = Field(20.0, gt=0, description="a decoding child is killed after this")
 
+    @field_validator("webhook_schedule_s")
+    @classmethod
+    def _is_a_schedule(cls, schedule: str) -> str:
+        """Said at the start of every process: the sweeper must not learn it while it frees what others held."""
+        try:
+            pauses = _seconds(schedule)
+        except ValueError:
+            pauses = [-1.0]
+        if not all(0 <= pause <= LONGEST_PAUSE_S for pause in pauses):
+            raise ValueError("seconds, separated by commas, each a year at most")
+        return schedule
+
+    @property
+    def webhook_pauses_s(self) -> list[float]:
+        """The pauses between the attempts to deliver one event, in seconds."""
+        return _seconds(self.webhook_schedule_s)
+
     @property
     def database(self) -> str:
         """The SQLAlchemy URL in force."""
@@ -124,6 +142,10 @@ class Settings(BaseSettings):
             "urgent": self.wait_limit_urgent_s,
             "routine": self.wait_limit_routine_s,
         }
+
+
+def _seconds(schedule: str) -> list[float]:
+    return [float(word) for word in schedule.split(",") if word.strip()]
 
 
 def variable(name: str) -> str:

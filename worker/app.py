@@ -10,7 +10,7 @@ from typing import Any
 from celery import Celery, signals
 from celery.platforms import SecurityWarning
 
-from shared import bundles, deliveries, logs
+from shared import bundles, logs
 from shared.bundles import Bundle
 from shared.errors import Misconfigured
 from shared.queue import ANALYZE, DELIVER, EXPLAIN, QUEUES, celery
@@ -110,7 +110,6 @@ def threads_of(settings: Settings, concurrency: int) -> int:
 
 
 def _check(settings: Settings, queues: tuple[str, ...]) -> None:
-    deliveries.pauses_s(settings)
     if not settings.broker_url:
         raise Misconfigured("REDIS_URL names no broker; `hilum up` brings one of its own")
     if unknown := set(queues) - set(QUEUES) or (not queues and {""}):

@@ -76,6 +76,14 @@ def test_mistakes_are_one_sentence(hilum: Hilum) -> None:
     assert "PostgreSQL and SQLite" in hilum("tenant", "list", code=1, DATABASE_URL="mysql://x/y").stderr
 
 
+@pytest.mark.parametrize("words", [("sweep", "--once"), ("sweep",), ("worker",), ("api",)], ids=" ".join)
+def test_a_schedule_that_is_none_is_said_at_the_start(hilum: Hilum, words: tuple[str, ...]) -> None:
+    """Whatever the process does: the sweeper would learn it in the middle of what it frees."""
+    said = hilum(*words, code=1, HILUM_WEBHOOK_SCHEDULE_S="5;300").stderr
+    assert "HILUM_WEBHOOK_SCHEDULE_S" in said
+    assert "separated by commas" in said
+
+
 def test_a_worker_without_a_broker_says_so(hilum: Hilum) -> None:
     assert "REDIS_URL" in hilum("worker", code=1).stderr
 

@@ -130,6 +130,21 @@ def test_of_two_sweepers_one_works_and_the_other_takes_over(
     assert not sweep.once(database, settings, one)
 
 
+def test_rows_that_cannot_be_freed_keep_no_others_from_it(
+    database: Database, settings: Settings, submit: Submit, rung: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise OverflowError("date value out of range")
+
+    monkeypatch.setattr(sweep, "EXPIRE", {"first": broken, **sweep.EXPIRE})
+    job_id = submit()
+    claim(database)
+    expire(database)
+    with pytest.raises(ExceptionGroup, match="not freed"):
+        sweep.once(database, settings, Sweeper())
+    assert (status(database, job_id), rung) == ("queued", ["analyze"])
+
+
 def test_many_at_once_never_hold_the_lease_together(database: Database) -> None:
     held, start = [], threading.Barrier(4)
 
