@@ -174,6 +174,7 @@ def _script(external_id: str | None) -> Script:
 
 
 def _name(external_id: str | None) -> str:
+    # `_other_than` is the same for the database; a test holds the two together.
     return (external_id or "").rsplit("/", 1)[-1].split(".", 1)[0]
 
 
@@ -196,11 +197,14 @@ def _open(table: Table) -> ColumnElement[bool]:
 
 
 def _other_than(name: str) -> ColumnElement[bool]:
-    """Jobs that do not bear that name: those that stay must not be all that is looked at."""
+    """Jobs whose `_name` is not that one: those that stay must not be all that is looked at.
+
+    Compared, and not matched with LIKE, for which SQLite takes upper and lower case for the same.
+    """
     given = func.coalesce(Job.external_id, "")
-    bears = (given == name, given.endswith(f"/{name}", autoescape=True))
-    with_extension = (given.startswith(f"{name}.", autoescape=True), given.contains(f"/{name}.", autoescape=True))
-    return ~or_(*bears, *with_extension)
+    folders = func.rtrim(given, func.replace(given, "/", ""))  # what is left without what stands behind the last slash
+    last = func.substr(given, func.length(folders) + 1)
+    return func.substr(last + ".", 1, len(name) + 1) != f"{name}."
 
 
 def _waiting_jobs() -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image
-from sqlalchemy import func, select, update
+from sqlalchemy import func, insert, select, update
 
 from api import chores
 from api.chores import Chores
@@ -248,6 +249,47 @@ def test_those_that_stay_hold_up_nobody(
     last = rehearse("study-1")["id"]
     assert play() == 1
     assert tester.get(f"/v1/jobs/{last}").json()["status"] == "succeeded"
+
+
+@both
+def test_what_only_looks_like_a_name_that_stays_is_played(
+    rehearse: Rehearse, play: Play, tester: httpx.Client, database: Database
+) -> None:
+    names = [
+        look.replace("queued", what)
+        for look in ("test_queued.d/b.png", "a/test_queued.d/b", "Test_Queued.png", "a/TEST_QUEUED", "x.test_queued.y")
+        for what in ("queued", "explanation_queued", "QUEUED", "EXPLANATION_QUEUED")
+    ]
+    made = [rehearse(name, explain="gradcam")["id"] for name in names]
+    while play():
+        pass
+    for job_id in made:
+        job = tester.get(f"/v1/jobs/{job_id}").json()
+        assert (job["status"], job["explanations"]["gradcam"]["status"]) == ("succeeded", "succeeded"), job
+    assert play() == 0
+
+
+@both
+def test_the_database_reads_a_name_as_the_sweeper_does(
+    database: Database, tenant_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise one of the two waits for ever for what the other takes for something else."""
+    monkeypatch.setattr(rehearsal, "AT_ONCE", 10_000)
+    parts = ("test_queued", "Test_Queued", "ä", ".", "/", "%", " ")
+    names = sorted({"".join(some) for count in range(5) for some in itertools.product(parts, repeat=count)})
+    columns = {"tenant_id": tenant_id, "mode": TEST, "status": "queued", "priority": "routine", "blob_key": "b"}
+    columns |= {"media_type": "image/png", "size": 1, "sha256": "c", "free": {}}
+    with transaction(database) as session:
+        now = clock(session)
+        rows = [
+            {"id": f"job_{i}", "external_id": name, "created_at": now, "due_at": now, **columns}
+            for i, name in enumerate(names)
+        ]
+        session.execute(insert(Job), rows)
+    with reading(database) as session:
+        chosen = {row.external_id for row in session.execute(rehearsal._waiting_jobs())}
+    assert chosen == {name for name in names if rehearsal._script(name).job is not None}
+    assert len(names) - len(chosen) > 100
 
 
 # ---------------------------------------------------------------- nothing of it is live
