@@ -145,18 +145,6 @@ def test_every_code_that_a_job_can_end_with_can_be_rehearsed() -> None:
     assert canned.REASONS["too_small"].value is not None
 
 
-def test_every_event_of_a_job_can_be_rehearsed(rehearse: Rehearse, play: Play, database: Database) -> None:
-    names = ["test_succeeded", "test_failed_internal_error", "test_rejected_no_lungs", "test_canceled"]
-    for name in (*names, "test_explanation_failed_not_available"):
-        rehearse(name, explain="gradcam")
-    while play():
-        pass
-    with reading(database) as session:
-        types = set(session.scalars(select(Event.type)))
-    ends = {f"job.{end}" for end in ("succeeded", "failed", "rejected", "canceled")}
-    assert types == ends | {"explanation.succeeded", "explanation.failed"}
-
-
 @pytest.mark.parametrize(
     "typo", ["test_", "test_rejected", "test_rejected_ugly", "test_suceeded", "night/test_failed.png", "test_failed_x"]
 )
