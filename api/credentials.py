@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 from sqlalchemy.orm import Session
 
-from api.terminal import TenantName, reads, typed_by, when, writes
-from shared import tenants
+from api.terminal import TenantName, reads, when, writes
+from shared import deeds, tenants
 from shared.db import clock
 from shared.errors import NotFound
 from shared.models import LIVE, TEST, ApiKey, Tenant
@@ -40,7 +40,7 @@ def create_key(
             name,
             mode=TEST if test else LIVE,
             expires_at=expires_at,
-            by=typed_by(),
+            by=deeds.typed_by(),
         )
     typer.echo(made.key)
 
@@ -63,7 +63,7 @@ def rotate_key(
 ) -> None:
     """Replace a key by one of the same name, scopes and mode, which is printed this once."""
     with writes() as session:
-        made = tenants.rotate_key(session, key_id, timedelta(hours=overlap_hours), by=typed_by())
+        made = tenants.rotate_key(session, key_id, timedelta(hours=overlap_hours), by=deeds.typed_by())
     typer.echo(made.key)
 
 
@@ -71,7 +71,7 @@ def rotate_key(
 def revoke_key(key_id: KeyId) -> None:
     """Make a key worthless; API processes may believe it for a few more seconds."""
     with writes() as session:
-        tenants.revoke_key(session, key_id, by=typed_by())
+        tenants.revoke_key(session, key_id, by=deeds.typed_by())
 
 
 def _state(row: ApiKey, now: datetime) -> str:
@@ -89,4 +89,4 @@ def _owner(session: Session, name: str) -> Tenant:
     except NotFound:
         if name != tenants.DEFAULT:
             raise
-        return tenants.create(session, name, by=typed_by())
+        return tenants.create(session, name, by=deeds.typed_by())

@@ -196,7 +196,7 @@ def _made(parts: Parts, order: Order, claim: Claim | None, tell: Tell | None) ->
 
 def _found(session: Session, parts: Parts, order: Order, claim: Claim | None, tell: Tell | None) -> Accepted | None:
     """The tenant's job of the same file, where there is one to reuse."""
-    job = reuse.find(session, parts.settings, order.caller, order.upload.sha256, order.wishes.explain)
+    job = reuse.find(session, parts.settings, order.caller, order.by, order.upload.sha256, order.wishes.explain)
     if job is None:
         return None
     found = Accepted(Versioned(views.view(session, job), job.version), reused=True, claim=claim)

@@ -101,7 +101,7 @@ def collect(database: Database, store: Storage, blobs: Iterable[Blob]) -> int:
                 deleted += 1
     if deleted:
         with transaction(database) as session:
-            deeds.record(session, "storage.collected", None, tenant_id=None, **terminal.typed_by(), blobs=deleted)
+            deeds.record(session, "storage.collected", None, tenant_id=None, **deeds.typed_by(), blobs=deleted)
     return deleted
 
 

@@ -10,7 +10,7 @@ import typer
 from sqlalchemy import select
 
 from api import credentials
-from api.terminal import TenantName, reads, typed_by, when, writes
+from api.terminal import TenantName, reads, when, writes
 from shared import deeds, tenants, views
 from shared import purge as purging
 from shared.db import clock, open_database, reading
@@ -46,7 +46,7 @@ Limit = Annotated[int | None, typer.Option(parser=_limit, metavar="N|default", h
 def create_tenant(name: Annotated[str, typer.Argument(help="A name of its own.")]) -> None:
     """Make a tenant; prints its id."""
     with writes() as session:
-        made = tenants.create(session, name, by=typed_by()).id
+        made = tenants.create(session, name, by=deeds.typed_by()).id
     typer.echo(made)
 
 
@@ -73,7 +73,7 @@ def set_tenant(
     if not allowed:
         raise typer.BadParameter("say what to set: --rate-per-minute, --queued-cap or --retention-days")
     with writes() as session:
-        tenants.configure(session, tenants.named(session, name), allowed, by=typed_by())
+        tenants.configure(session, tenants.named(session, name), allowed, by=deeds.typed_by())
 
 
 @job.command("list")
@@ -133,7 +133,7 @@ def purge(
         raise Misconfigured(f"The jobs of {tenant} are kept for ever: say --older-than-days or --all.")
     before = None if everything else now - timedelta(days=days)
     total = Purged()
-    while (purged := purging.purge_ended(database, storage, row.id, before=before, by=typed_by())).jobs:
+    while (purged := purging.purge_ended(database, storage, row.id, before=before, by=deeds.typed_by())).jobs:
         total += purged
     typer.echo(f"{total.jobs} jobs and {total.files} files purged")
     if total.left:

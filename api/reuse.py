@@ -8,7 +8,8 @@ from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from api.deps import Caller
-from shared import bundles, canned, explanations, views
+from shared import bundles, canned, deeds, explanations, views
+from shared.deeds import By
 from shared.models import TEST, Job
 from shared.schemas import Method, Status
 from shared.settings import Settings
@@ -17,7 +18,9 @@ OPEN = (Status.QUEUED.value, Status.RUNNING.value)
 ANSWERED = (Status.SUCCEEDED.value, Status.REJECTED.value)
 
 
-def find(session: Session, settings: Settings, caller: Caller, sha256: str, explain: Sequence[Method]) -> Job | None:
+def find(
+    session: Session, settings: Settings, caller: Caller, by: By, sha256: str, explain: Sequence[Method]
+) -> Job | None:
     """The newest job of the same file in the caller's mode, with `explain` asked for; None when there is none to reuse.
 
     What failed or was canceled is no answer, nor is that of another bundle. Raises BundleError.
@@ -30,5 +33,6 @@ def find(session: Session, settings: Settings, caller: Caller, sha256: str, expl
     if job is None or job.status == Status.REJECTED:
         return job
     for method in explain:
-        explanations.request(session, caller.tenant_id, job.id, method)
+        if explanations.request(session, caller.tenant_id, job.id, method):
+            deeds.record(session, "explanation.requested", job.id, tenant_id=job.tenant_id, **by, method=method)
     return views.get(session, caller.tenant_id, job.id) if explain else job

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, NotRequired, TypedDict
@@ -26,6 +28,15 @@ class By(TypedDict):
 
 
 HILUM: By = {"actor": "hilum"}
+
+
+def typed_by() -> By:
+    """Who does what is typed here: the user of this process, whatever the environment says."""
+    try:
+        name = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a container may run as a number that nobody gave a name
+        name = str(os.getuid())
+    return {"actor": f"cli:{name}"[:64]}
 
 
 class DeedView(Frozen):

@@ -62,8 +62,11 @@ def drop(session: Session, job_id: str) -> None:
     session.execute(_queued_of(job_id).values(**values))
 
 
-def request(session: Session, tenant_id: str, job_id: str, method: Method) -> None:
-    """Ask for an explanation, or for another try of one that failed; Conflict without a diagnosis. NotFound."""
+def request(session: Session, tenant_id: str, job_id: str, method: Method) -> bool:
+    """Ask for an explanation, or for another try of one that failed or was canceled; False when there is one already.
+
+    Raises Conflict without a diagnosis, and NotFound.
+    """
     job = views.get(session, tenant_id, job_id)
     _ensure_explicable(job)
     row = _row(session, job_id, method)
@@ -73,7 +76,7 @@ def request(session: Session, tenant_id: str, job_id: str, method: Method) -> No
         row.status, row.losses, row.error = Status.QUEUED.value, 0, None
         row.cancel_requested, row.started_at, row.finished_at, row.ready_at = False, None, None, None
     else:
-        return
+        return False
     session.flush()
     # It waits for a worker that ends the job at this moment and could not see the row: look again at what it became.
     _touch(session, job_id)
@@ -81,6 +84,7 @@ def request(session: Session, tenant_id: str, job_id: str, method: Method) -> No
     _ensure_explicable(job)
     if job.status == Status.SUCCEEDED:
         release(session, job_id)
+    return True
 
 
 def cancel(session: Session, tenant_id: str, job_id: str, method: Method) -> None:

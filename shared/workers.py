@@ -9,7 +9,9 @@ from typing import Any
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
+from shared import deeds
 from shared.db import clock
+from shared.deeds import By
 from shared.errors import NotFound
 from shared.models import Worker
 
@@ -40,7 +42,7 @@ def leave(session: Session, worker_id: str) -> None:
     session.execute(delete(Worker).where(Worker.seen_at < clock(session) - timedelta(seconds=FORGOTTEN_S)))
 
 
-def drain(session: Session, worker_id: str | None, *, draining: bool = True) -> list[str]:
+def drain(session: Session, worker_id: str | None, *, draining: bool = True, by: By) -> list[str]:
     """Let a worker, or all (None), claim nothing more, or claim again; the ids of those that are told. NotFound."""
     told = update(Worker).values(draining=draining).returning(Worker.id)
     if worker_id is not None:
@@ -48,6 +50,10 @@ def drain(session: Session, worker_id: str | None, *, draining: bool = True) -> 
     found = sorted(session.scalars(told.execution_options(synchronize_session=False)))
     if worker_id is not None and not found:
         raise NotFound(f"There is no worker {worker_id}; `hilum worker list` names them.")
+    if found and draining:
+        deeds.record(session, "worker.drained", None, tenant_id=None, **by, workers=found)
+    elif found:
+        deeds.record(session, "worker.undrained", None, tenant_id=None, **by, workers=found)
     return found
 
 

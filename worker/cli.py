@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from shared import bundles, logs, workers
+from shared import bundles, deeds, logs, workers
 from shared.backlog import WORKER_SEEN_S
 from shared.bundles import Bundle
 from shared.db import open_database, reading, transaction
@@ -66,7 +66,7 @@ def drain(
     if (worker_id is None) != everyone:
         raise typer.BadParameter("name one worker, or say --all")
     with transaction(open_database(Settings())) as session:
-        for told in workers.drain(session, worker_id, draining=not undo):
+        for told in workers.drain(session, worker_id, draining=not undo, by=deeds.typed_by()):
             typer.echo(told)
 
 

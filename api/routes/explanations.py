@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Response
 
-from api.deps import CallerDep, PartsDep, ReaderDep, SubmitterDep, ensure_reach
+from api.deps import ByDep, CallerDep, PartsDep, ReaderDep, SubmitterDep, ensure_reach
 from api.params import JobId
 from api.problems import documented
-from shared import errors, explanations, views
+from shared import deeds, errors, explanations, views
 from shared.db import reading, transaction
 from shared.errors import NotFound
 from shared.schemas import ExplanationView, Frozen, JobView, Method
@@ -30,11 +30,14 @@ class Wanted(Frozen):
     summary="Ask for an explanation",
     responses={**ERRORS, **documented(errors.Conflict)},
 )
-def request(wanted: Wanted, job_id: JobId, tenant_id: SubmitterDep, found: CallerDep, parts: PartsDep) -> Response:
+def request(
+    wanted: Wanted, job_id: JobId, tenant_id: SubmitterDep, found: CallerDep, by: ByDep, parts: PartsDep
+) -> Response:
     """Queue the explanation, or answer with the one there is; 409 when the job ended without a diagnosis."""
     with transaction(parts.database) as session:
         ensure_reach(found, views.get(session, tenant_id, job_id).mode)
-        explanations.request(session, tenant_id, job_id, wanted.method)
+        if explanations.request(session, tenant_id, job_id, wanted.method):
+            deeds.record(session, "explanation.requested", job_id, tenant_id=tenant_id, **by, method=wanted.method)
         view = views.view(session, views.get(session, tenant_id, job_id))
     return _answer(view, wanted.method, 202)
 
@@ -53,11 +56,14 @@ def read(method: Method, job_id: JobId, tenant_id: ReaderDep, parts: PartsDep) -
     summary="Cancel an explanation",
     responses={**ERRORS, **documented(errors.Conflict)},
 )
-def cancel(method: Method, job_id: JobId, tenant_id: SubmitterDep, found: CallerDep, parts: PartsDep) -> Response:
+def cancel(
+    method: Method, job_id: JobId, tenant_id: SubmitterDep, found: CallerDep, by: ByDep, parts: PartsDep
+) -> Response:
     """Cancel at once what is queued; what runs stops at its next step; what has ended stays as it is (409)."""
     with transaction(parts.database) as session:
         ensure_reach(found, views.get(session, tenant_id, job_id).mode)
         explanations.cancel(session, tenant_id, job_id, method)
+        deeds.record(session, "explanation.canceled", job_id, tenant_id=tenant_id, **by, method=method)
         view = views.view(session, views.get(session, tenant_id, job_id))
     return _answer(view, method)
 

@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import select
 
 from shared import keys, tenants
+from shared.bundles import Bundle
 from shared.db import Database, reading, transaction
 from shared.errors import Unavailable
 from shared.models import ApiKey
@@ -17,6 +18,7 @@ from shared.settings import Settings
 from shared.storage import LocalStorage
 from tests.api.conftest import FILM, Hand, Submit, both, client_of
 from tests.servers import metric, until
+from tests.values import analysis
 
 
 def pages(client: httpx.Client, limit: int) -> list[dict[str, Any]]:
@@ -59,6 +61,49 @@ def test_it_says_who_did_what_and_with_which_request(
     )
     text = client.get("/v1/audit").text
     assert not [word for word in ("Doe", "4711", "name.png") if word in text]
+
+
+@both
+def test_who_asked_for_an_explanation_and_who_canceled_it_is_said(
+    client: httpx.Client, submit: Submit, hand: Hand, tiny: Bundle
+) -> None:
+    first, second = submit(explain="gradcam")["id"], submit(FILM + b"\0")["id"]
+    for _ in range(2):
+        hand.succeed(said=analysis(bundle=tiny.identity))
+    before = len(pages(client, 50))
+
+    def reuse(request_id: str) -> None:
+        files, fields = {"file": FILM + b"\0"}, {"reuse": "true", "explain": "gradcam"}
+        answer = client.post("/v1/jobs", files=files, data=fields, headers={"X-Request-Id": request_id})
+        assert answer.headers["Hilum-Reused"] == "true"
+
+    def ask(job_id: str, request_id: str) -> None:
+        body, headers = {"method": "gradcam"}, {"X-Request-Id": request_id}
+        assert client.post(f"/v1/jobs/{job_id}/explanations", json=body, headers=headers).status_code == 202
+
+    def cancel(job_id: str, request_id: str) -> int:
+        headers = {"X-Request-Id": request_id}
+        return client.delete(f"/v1/jobs/{job_id}/explanations/gradcam", headers=headers).status_code
+
+    ask(first, "there-already")
+    assert cancel(first, "1") == 200
+    ask(first, "2")
+    reuse("3"), reuse("there-too")
+    assert cancel(second, "4") == 200
+    reuse("5")
+    hand.explain(first, gradcam_png=b"a picture")
+    assert cancel(first, "too-late") == 409
+    done = pages(client, 50)[:-before]
+    asked, canceled = "explanation.requested", "explanation.canceled"
+    assert [(d["action"], d["subject"], d["request_id"]) for d in reversed(done)] == [
+        (canceled, first, "1"),
+        (asked, first, "2"),
+        (asked, second, "3"),
+        (canceled, second, "4"),
+        (asked, second, "5"),
+    ]
+    assert [d["detail"] for d in done] == [{"method": "gradcam"}] * 5
+    assert {d["actor"] for d in done} == {pages(client, 50)[-3]["actor"]}
 
 
 def test_only_an_admin_of_the_tenant_reads_it(

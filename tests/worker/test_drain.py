@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from shared import backlog, ledger, workers
+from shared import backlog, deeds, ledger, workers
 from shared.db import Database, open_database, reading, transaction
+from shared.deeds import HILUM
 from shared.errors import NotFound
 from shared.models import Job, Worker
 from shared.queue import ANALYZE, EXPLAIN, ringer
@@ -96,6 +97,11 @@ def test_a_drained_worker_takes_nothing_until_it_may_again(running, submit, job_
         assert "  drains  openvino cpu " in hilum(running, "worker", "list").stdout
         assert hilum(running, "worker", "drain", "--all", "--undo").stdout == f"{worker_id}\n"
         until(lambda: job_of(second).status is Status.SUCCEEDED, what="a job after")
+    with reading(database) as session:
+        *_, drained, undrained = deeds.export(session)
+    assert (drained.action, undrained.action) == ("worker.drained", "worker.undrained")
+    assert {(deed.tenant, deed.actor) for deed in (drained, undrained)} == {(None, deeds.typed_by()["actor"])}
+    assert drained.detail == undrained.detail == {"workers": [worker_id]}
 
 
 @processes
@@ -146,7 +152,7 @@ def test_workers_of_different_kinds_share_one_queue(running, submit, ringing: Da
 
 
 @processes
-def test_the_commands_say_what_is_wrong(settings: Settings):
+def test_the_commands_say_what_is_wrong(settings: Settings, database: Database):
     unknown = hilum(settings, "worker", "drain", "nobody:1")
     assert (unknown.returncode, unknown.stdout) == (1, "")
     assert "There is no worker nobody:1" in unknown.stderr
@@ -154,6 +160,8 @@ def test_the_commands_say_what_is_wrong(settings: Settings):
         assert hilum(settings, "worker", "drain", *words).returncode == 2
     assert hilum(settings, "worker", "drain", "--all").stdout == ""
     assert hilum(settings, "worker", "list").stdout == ""
+    with reading(database) as session:
+        assert list(deeds.export(session)) == []  # nobody was told
 
 
 # ---------------------------------------------------------------- rows and bells
@@ -182,11 +190,11 @@ def test_the_pulse_learns_of_the_drain_and_says_what_is_held(parts: Parts, datab
     pulse._say()
     assert present(database)[parts.worker_id].holds == ["job_1", "job_2"]
     with transaction(database) as session:
-        workers.drain(session, parts.worker_id)
+        workers.drain(session, parts.worker_id, by=HILUM)
     pulse._say()
     assert parts.draining.is_set()
     with transaction(database) as session:
-        workers.drain(session, None, draining=False)
+        workers.drain(session, None, draining=False, by=HILUM)
     pulse._say()
     assert not parts.draining.is_set()
 
@@ -195,7 +203,7 @@ def test_a_worker_that_died_while_it_drained_does_not_silence_the_next_of_its_na
     """A container that restarts has the same host name and often the same process number."""
     with transaction(database) as session:
         workers.beat(session, "pod:7", first=True, queues=["analyze"])
-        assert workers.drain(session, "pod:7") == ["pod:7"]
+        assert workers.drain(session, "pod:7", by=HILUM) == ["pod:7"]
         assert workers.beat(session, "pod:7") is True
     with transaction(database) as session:
         assert workers.beat(session, "pod:7", first=True) is False
@@ -205,12 +213,12 @@ def test_only_named_workers_are_told(database: Database):
     with transaction(database) as session:
         for name in ("a:1", "b:1"):
             workers.beat(session, name)
-        assert workers.drain(session, "a:1") == ["a:1"]
+        assert workers.drain(session, "a:1", by=HILUM) == ["a:1"]
         with pytest.raises(NotFound):
-            workers.drain(session, "c:1")
+            workers.drain(session, "c:1", by=HILUM)
     assert {name: row.draining for name, row in present(database).items()} == {"a:1": True, "b:1": False}
     with transaction(database) as session:
-        assert workers.drain(session, None) == ["a:1", "b:1"]
+        assert workers.drain(session, None, by=HILUM) == ["a:1", "b:1"]
 
 
 @pytest.mark.parametrize(
@@ -226,7 +234,7 @@ def test_nobody_rings_for_a_worker_that_drains(
         for number in range(2):
             workers.beat(session, f"w:{number}", queues=["analyze"])
         for number in range(draining):
-            workers.drain(session, f"w:{number}")
+            workers.drain(session, f"w:{number}", by=HILUM)
         ledger.claim_next(session, Job, held, lease_s=60)
         owed = backlog.owed(session)
     assert (owed[ANALYZE].rings if owed else 0) == rings
