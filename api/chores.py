@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from shared import idempotency, logs, purge, rehearsal
+from shared import deliveries, idempotency, logs, purge, rehearsal
 from shared.db import Database, transaction
 from shared.errors import HilumError
 from shared.settings import Settings
@@ -42,8 +42,9 @@ def work(chores: Chores, stopping: threading.Event, leads: Callable[[], bool]) -
 
 
 def once(chores: Chores) -> None:
-    """Play the test jobs that wait, and purge a bounded batch of what is past its time; never raises."""
+    """Play the test jobs that wait, cancel what is owed to disabled webhooks, purge what is old; never raises."""
     _try(_rehearse, chores)
+    _try(_cancel, chores)
     if time.monotonic() >= chores.retire_at:
         _try(_forget, chores)
         _try(_retire, chores)
@@ -53,6 +54,14 @@ def _rehearse(chores: Chores) -> None:
     played = rehearsal.play(chores.database, chores.storage)
     if played:
         log.info("rehearsed", rows=played)
+
+
+def _cancel(chores: Chores) -> None:
+    """What had piled up when a webhook was disabled, in transactions for which nobody waits long."""
+    canceled = 1
+    while canceled:
+        with transaction(chores.database) as session:
+            canceled = deliveries.cancel_disabled(session)
 
 
 def _forget(chores: Chores) -> None:

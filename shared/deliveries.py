@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import select, union_all, update
 from sqlalchemy.orm import Session
 
-from shared import destinations, events, ids, ledger, outbox
+from shared import destinations, events, ids, ledger, logs, outbox
 from shared.db import clock, written
 from shared.errors import Conflict, LeaseLost, NotFound
 from shared.ledger import QUEUED, Claim
@@ -25,6 +25,10 @@ LONGEST_RETRY_AFTER_S = 86_400.0
 NO_LOSS_ENDS_IT = 2**31  # a process that dies says nothing of the receiver
 GONE = "gone"
 LOST, HANDED_BACK = "worker_lost", "handed_back"
+AT_ONCE = 1000  # rows that one transaction queues again
+SKEW = timedelta(hours=1)  # an id says what its maker's clock said, `created_at` what the database's did
+
+log = logs.get("shared.deliveries")
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,13 @@ def ready(session: Session, n: int, *, held: Mapping[str, int], share: int) -> l
     return [(row.id, row.destination_id) for row in session.execute(in_order.limit(n))]
 
 
-def claim(session: Session, delivery_ids: Sequence[str], *, lease_s: float) -> list[tuple[Claim, Parcel | None]]:
-    """Claim those of the deliveries that still wait, each with what to send; None where nothing is sent any more."""
+def claim(
+    session: Session, delivery_ids: Sequence[str], *, lease_s: float
+) -> list[tuple[Claim, Parcel | Answer | None]]:
+    """Claim those of the deliveries that still wait, each with what to send; None where nothing is sent any more.
+
+    An answer in its place is how this try ends: what cannot be put into words must not keep the others waiting.
+    """
     chosen = select(Delivery.id).where(Delivery.id.in_(delivery_ids))
     claims = ledger.claim_chosen(session, Delivery, chosen, lease_s=lease_s)
     found = select(Delivery.id, Event, Destination).join(Event).join(Destination)
@@ -137,6 +146,13 @@ def expire(session: Session, settings: Settings) -> ledger.Expired:
     return expired
 
 
+def cancel_disabled(session: Session) -> int:
+    """Cancel some of what still waits for destinations that get nothing any more; how many: 0 when none is left."""
+    at = _walk()
+    disabled = select(Destination.id).join(at, at.c.destination_id == Destination.id).where(~Destination.enabled)
+    return sum(destinations.cancel_waiting(session, found) for found in session.scalars(disabled).all())
+
+
 # ---------------------------------------------------------------- the owner's side
 
 
@@ -152,20 +168,30 @@ def redeliver(session: Session, destination: Destination, delivery_id: str) -> D
     return row
 
 
-def redeliver_range(
+def redeliver_some(
     session: Session,
     destination: Destination,
     *,
     since: datetime,
     until: datetime | None,
     statuses: Sequence[Status],
-) -> int:
-    """Send again what happened from `since` on and before `until`, as far as it ended so; how many. Conflict."""
+    after: str = "",
+) -> Sequence[str]:
+    """Send again what happened from `since` on and before `until`, as far as it ended so; their ids. Conflict.
+
+    At most AT_ONCE rows in the order of their ids: while there are as many, go on `after` the last. No transaction
+    holds more, whatever has piled up.
+    """
     _ask_enabled(destination)
-    wanted = (Delivery.destination_id == destination.id) & (Delivery.created_at >= since)
+    ended = (Delivery.destination_id == destination.id) & Delivery.status.in_([status.value for status in statuses])
+    wanted = ended & (Delivery.id > max(after, ids.earliest("dlv", since - SKEW))) & (Delivery.created_at >= since)
     if until is not None:
         wanted &= Delivery.created_at < until
-    return _again(session, wanted & Delivery.status.in_([status.value for status in statuses]))
+    chosen = select(Delivery.id).where(wanted).order_by(Delivery.id).limit(AT_ONCE).with_for_update()
+    found = session.scalars(chosen).all()
+    if found:
+        _again(session, Delivery.id.in_(found))
+    return found
 
 
 def send_test(session: Session, destination: Destination) -> Delivery:
@@ -174,11 +200,20 @@ def send_test(session: Session, destination: Destination) -> Delivery:
     return outbox.record_for(session, destination, "webhook.test", mode=TEST, webhook=destination.id)
 
 
-def _parcel(session: Session, event: Event, destination: Destination) -> Parcel | None:
+def _parcel(session: Session, event: Event, destination: Destination) -> Parcel | Answer | None:
     if not destination.enabled:
         return None
-    live = destinations.live_secrets(destination, clock(session))
-    return Parcel(destination.address, event.id, events.view(event).model_dump_json(), live)
+    try:
+        live = destinations.live_secrets(destination, clock(session))
+        return Parcel(destination.address, event.id, events.view(event).model_dump_json(), live)
+    except Exception as error:
+        log.exception("not_put_into_words", event_id=event.id)
+        return unforeseen(clock(session), error)
+
+
+def unforeseen(at: datetime, error: Exception) -> Answer:
+    """How a try ends that was our own fault."""
+    return Answer(at, error="internal_error", detail=f"Nobody foresaw this: {type(error).__name__}.")
 
 
 def _ask_enabled(destination: Destination) -> None:
@@ -224,18 +259,23 @@ def _pause_s(pause_s: float, answer: Answer) -> float:
 
 
 def _first_due(now: datetime, full: Sequence[str], n: int) -> Any:
-    """The destinations whose first row has been due the longest, at most `n`, without those that are `full`.
-
-    The walk jumps along the index from one destination to the next (a loose index scan), so it reads one row of each.
-    """
-    at = select(_next_waiting().subquery("first")).cte("walk", recursive=True)
-    after = _next_waiting(Delivery.destination_id > at.c.destination_id).scalar_subquery()
-    at = at.union_all(select(after).where(at.c.destination_id.is_not(None)))
+    """The destinations whose first row has been due the longest, at most `n`, without those that are `full`."""
+    at = _walk()
     head = select(Delivery.due_at).where(Delivery.status == QUEUED, Delivery.destination_id == at.c.destination_id)
     due_at = head.order_by(Delivery.due_at, Delivery.id).limit(1).scalar_subquery()
     heads = select(at.c.destination_id, due_at.label("due_at"))
     found = heads.where(at.c.destination_id.is_not(None), at.c.destination_id.not_in(full)).subquery()
     return select(found.c.destination_id).where(found.c.due_at <= now).order_by(found.c.due_at).limit(n)
+
+
+def _walk() -> Any:
+    """The destinations for which something waits, and a null at the end.
+
+    The walk jumps along the index from one destination to the next (a loose index scan), so it reads one row of each.
+    """
+    at = select(_next_waiting().subquery("first")).cte("walk", recursive=True)
+    after = _next_waiting(Delivery.destination_id > at.c.destination_id).scalar_subquery()
+    return at.union_all(select(after).where(at.c.destination_id.is_not(None)))
 
 
 def _next_waiting(*wanted: Any) -> Any:

@@ -22,6 +22,7 @@ from shared.settings import Settings
 WEBHOOK = "webhook"
 MOST_PER_TENANT = 50  # every event of a tenant writes a row for each of them
 SECRET_BYTES = 32
+CANCELED_AT_ONCE = 1000  # rows: whoever waits for this transaction does not wait for a pile of any height
 GONE, FAILING, OWNER = "gone", "failing", "owner"  # why one is disabled
 
 
@@ -53,9 +54,15 @@ def known(session: Session, tenant_id: str) -> Sequence[Destination]:
     return session.scalars(_of(tenant_id).order_by(Destination.id)).all()
 
 
-def get(session: Session, tenant_id: str, webhook_id: str) -> Destination:
-    """The tenant's webhook; NotFound, also for another's and for one that was deleted."""
+def get(session: Session, tenant_id: str, webhook_id: str, *, to_change: bool = False) -> Destination:
+    """The tenant's webhook; NotFound, also for another's and for one that was deleted.
+
+    Who asks for it `to_change` it is alone with it until the commit: of two who do, the second sees what the first
+    has made. Events that are owed to it meanwhile do not wait.
+    """
     found = _of(tenant_id).where(Destination.id == webhook_id)
+    if to_change:
+        found = found.with_for_update(key_share=True)
     row = session.scalars(found.execution_options(populate_existing=True)).one_or_none()
     if row is None:
         raise NotFound("There is no such webhook.")
@@ -131,11 +138,17 @@ def failed(session: Session, settings: Settings, destination_id: str, *, gone: b
         cancel_waiting(session, row.id)
 
 
-def cancel_waiting(session: Session, destination_id: str) -> None:
-    """End what waits for a destination that gets nothing any more; its log shows it, and its owner can ask for it."""
-    queued = update(Delivery).where(Delivery.destination_id == destination_id, Delivery.status == Status.QUEUED.value)
+def cancel_waiting(session: Session, destination_id: str) -> int:
+    """End what waits for a destination that gets nothing any more; its log shows it, and its owner can ask for it.
+
+    How many: at most CANCELED_AT_ONCE, and none that another transaction holds. The sweeper ends the rest of a pile.
+    """
+    queued = (Delivery.destination_id == destination_id) & (Delivery.status == Status.QUEUED.value)
+    chosen = select(Delivery.id).where(queued).order_by(Delivery.due_at, Delivery.id).limit(CANCELED_AT_ONCE)
+    found = session.scalars(chosen.with_for_update(skip_locked=True)).all()
     values = {"status": Status.CANCELED.value, "finished_at": clock(session), "error": outbox.DISABLED.model_dump()}
-    session.execute(queued.values(**values).execution_options(synchronize_session=False))
+    ended = update(Delivery).where(Delivery.id.in_(found), queued).values(**values)
+    return written(session, ended.execution_options(synchronize_session=False)) if found else 0
 
 
 def _of(tenant_id: str) -> Any:

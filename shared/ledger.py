@@ -76,6 +76,22 @@ def renew(session: Session, claim: Claim, *, lease_s: float, **columns: Any) -> 
     return bool(row.cancel_requested)
 
 
+def renew_free(session: Session, table: type[Leased], claims: Sequence[Claim], *, lease_s: float) -> Sequence[Claim]:
+    """Hold many rows for another `lease_s`; the claims whose row is another's by now.
+
+    A row that some transaction is writing at this moment is left out and no other waits for it: it is being settled.
+    """
+    chosen = select(table.id, table.lease_token, table.status).where(table.id.in_([claim.id for claim in claims]))
+    found = session.execute(chosen.order_by(table.id).with_for_update(skip_locked=True)).all()
+    tokens = {row.id: row.lease_token for row in found if row.status == Status.RUNNING.value}
+    mine = [claim.id for claim in claims if tokens.get(claim.id) == claim.token]
+    if mine:
+        until = clock(session) + timedelta(seconds=lease_s)
+        session.execute(_rows(table, mine).values(lease_until=until))
+    free = {row.id for row in found}
+    return [claim for claim in claims if claim.id in free and claim.id not in mine]
+
+
 def settle(session: Session, claim: Claim, status: Status, **columns: Any) -> None:
     """End the row with `status` and write `columns`; LeaseLost, and nothing written, when the token is not ours."""
     _write(session, claim, status=status.value, finished_at=clock(session), **columns)

@@ -237,6 +237,7 @@ class Delivery(Leased):
         ),
         Index("ix_deliveries_held", "lease_until", postgresql_where=HELD, sqlite_where=HELD),
         Index("ix_deliveries_destination_id_id", "destination_id", "id"),
+        Index("ix_deliveries_destination_id_status_id", "destination_id", "status", "id"),
     )
 
 

@@ -18,6 +18,7 @@ from shared.db import reading, transaction
 from shared.deliveries import Answer, Parcel
 from shared.errors import LeaseLost
 from shared.ledger import Claim
+from shared.models import Delivery
 from worker import send
 from worker.lease import HAND_BACK_S
 from worker.parts import Parts
@@ -75,12 +76,11 @@ class Dispatcher:
         while not self._stopped.is_set() and not parts.stop.is_set():
             parts.rung.clear()
             try:
-                begun = self._fill()
-            except SQLAlchemyError as error:
-                log.warning("no_deliveries_claimed", error=type(error).__name__)
-                begun = False
-            if not begun:
-                parts.rung.wait(LOOK_S)
+                if not self._fill():
+                    parts.rung.wait(LOOK_S)
+            except Exception as error:  # whatever it is: nobody else hands out these slots
+                _warn("no_deliveries_claimed", error)
+                self._stopped.wait(LOOK_S)  # not for a bell: handing back rings one
 
     def _fill(self) -> bool:
         """Give the free slots to what is due; False when there is nothing, or no slot is free."""
@@ -95,26 +95,33 @@ class Dispatcher:
             return False
         with transaction(self._parts.database) as session:
             claimed = deliveries.claim(session, list(found), lease_s=settings.lease_s)
-        for claim, parcel in claimed:
-            self._begin(Held(claim, found[claim.id]), parcel)
+        failed = [error for claim, parcel in claimed if (error := self._begin(Held(claim, found[claim.id]), parcel))]
+        if failed:
+            raise failed[0]
         return True
 
-    def _begin(self, held: Held, parcel: Parcel | None) -> None:
+    def _begin(self, held: Held, parcel: Parcel | Answer | None) -> RuntimeError | None:
+        """Send in a thread of its own; the system may have no room for one, and then the row is handed back."""
         held.thread = threading.Thread(
             target=self._deliver, args=(held, parcel), name=f"deliver-{held.claim.id}", daemon=True
         )
-        with self._lock:
-            self._held.add(held)
-        self._parts.held.add(held.claim.id)
-        held.thread.start()
+        try:
+            with self._lock:  # who finds it among the held may wait for its thread
+                held.thread.start()
+                self._held.add(held)
+                self._parts.held.add(held.claim.id)
+        except RuntimeError as error:
+            self._hand_back(held)
+            return error
+        return None
 
-    def _deliver(self, held: Held, parcel: Parcel | None) -> None:
+    def _deliver(self, held: Held, parcel: Parcel | Answer | None) -> None:
         parts, claim = self._parts, held.claim
         try:
             with logs.bind(delivery_id=claim.id, attempt=claim.attempt):
                 if parcel is None:
                     return settle(parts, held, partial(deliveries.cancel, claim=claim))
-                answer = _sent(parts, parcel)
+                answer = parcel if isinstance(parcel, Answer) else _sent(parts, parcel)
                 settle(parts, held, partial(deliveries.settle, settings=parts.settings, claim=claim, answer=answer))
                 log.info("delivered" if answer.error is None else "not_delivered", code=answer.error)
         except Exception:
@@ -122,20 +129,22 @@ class Dispatcher:
         finally:
             with self._lock:
                 self._held.discard(held)
-            parts.held.discard(claim.id)
+                parts.held.discard(claim.id)
             parts.rung.set()
 
     def _renew(self) -> None:
         while not self._ended.wait(self._parts.settings.renew_s):
+            held = {one.claim.id: one for one in self._now_held()}
+            if not held:
+                continue
             try:
                 with transaction(self._parts.database) as session:
-                    for held in self._now_held():
-                        try:
-                            ledger.renew(session, held.claim, lease_s=self._parts.settings.lease_s)
-                        except LeaseLost:
-                            held.lost = True  # its answer, when it comes, is not written
-            except SQLAlchemyError as error:
-                log.warning("leases_not_renewed", error=type(error).__name__)
+                    claims = [one.claim for one in held.values()]
+                    lost = ledger.renew_free(session, Delivery, claims, lease_s=self._parts.settings.lease_s)
+                for claim in lost:
+                    held[claim.id].lost = True  # its answer, when it comes, is not written
+            except Exception as error:  # the leases of all hang on this thread
+                _warn("leases_not_renewed", error)
 
     def _hand_back(self, held: Held) -> None:
         try:
@@ -147,6 +156,11 @@ class Dispatcher:
     def _now_held(self) -> list[Held]:
         with self._lock:
             return list(self._held)
+
+
+def _warn(event: str, error: Exception) -> None:
+    """One line when it is the database's, a traceback when nobody foresaw it."""
+    log.warning(event, error=type(error).__name__, exc_info=None if isinstance(error, SQLAlchemyError) else error)
 
 
 def _sent(parts: Parts, parcel: Parcel) -> Answer:
@@ -163,7 +177,7 @@ def _sent(parts: Parts, parcel: Parcel) -> Answer:
         )
     except Exception as error:
         log.exception("unforeseen")
-        return Answer(datetime.now(UTC), error="internal_error", detail=f"Nobody foresaw this: {type(error).__name__}.")
+        return deliveries.unforeseen(datetime.now(UTC), error)
 
 
 def signed(parcel: Parcel) -> dict[str, str]:

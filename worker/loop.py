@@ -131,6 +131,8 @@ class Pulse:
                 self._look()
             except SQLAlchemyError as error:
                 log.warning("no_heartbeat", error=type(error).__name__)
+            except Exception:  # a worker that is silent for the rest of its life takes no row that no bell announces
+                log.exception("no_heartbeat")
             if self._stopped.wait(self._parts.settings.pulse_s):
                 return
 

@@ -110,11 +110,17 @@ def redeliver(
 def redeliver_range(wanted: Range, webhook_id: WebhookId, tenant_id: LiveDep, by: ByDep, parts: PartsDep) -> Response:
     """Send what happened in a time and ended so; canceled ones are those that came while it was disabled."""
     statuses = [Status(status) for status in wanted.status]
-    with transaction(parts.database) as session:
-        row = destinations.get(session, tenant_id, webhook_id)
-        queued = deliveries.redeliver_range(session, row, since=wanted.since, until=wanted.until, statuses=statuses)
-        told = {"since": wanted.since.isoformat(), "queued": queued}
-        deeds.record(session, "webhook.redelivered", webhook_id, tenant_id=tenant_id, **by, **told)
+    queued, after, more = 0, "", True
+    while more:
+        with transaction(parts.database) as session:
+            row = destinations.get(session, tenant_id, webhook_id)
+            found = deliveries.redeliver_some(
+                session, row, since=wanted.since, until=wanted.until, statuses=statuses, after=after
+            )
+            told = {"since": wanted.since.isoformat(), "queued": len(found)}
+            deeds.record(session, "webhook.redelivered", webhook_id, tenant_id=tenant_id, **by, **told)
+        queued, more = queued + len(found), len(found) == deliveries.AT_ONCE
+        after = found[-1] if found else after
     return answer(Queued(queued=queued), 202)
 
 

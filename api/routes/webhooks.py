@@ -120,7 +120,7 @@ def change(wanted: WebhookChange, webhook_id: WebhookId, tenant_id: LiveDep, by:
     if "url" in columns:
         columns["address"] = checked_url(columns.pop("url"), private=parts.settings.webhook_private)
     with transaction(parts.database) as session:
-        row = destinations.get(session, tenant_id, webhook_id)
+        row = destinations.get(session, tenant_id, webhook_id, to_change=True)
         if columns:
             destinations.change(session, row, columns, by=by)
         if enabled is True:
@@ -135,7 +135,8 @@ def change(wanted: WebhookChange, webhook_id: WebhookId, tenant_id: LiveDep, by:
 def delete(webhook_id: WebhookId, tenant_id: LiveDep, by: ByDep, parts: PartsDep) -> Response:
     """Send nothing there any more: what waits is canceled, and the secrets are forgotten."""
     with transaction(parts.database) as session:
-        destinations.delete(session, destinations.get(session, tenant_id, webhook_id), by=by)
+        row = destinations.get(session, tenant_id, webhook_id, to_change=True)
+        destinations.delete(session, row, by=by)
     return Response(status_code=204)
 
 
@@ -148,7 +149,7 @@ def delete(webhook_id: WebhookId, tenant_id: LiveDep, by: ByDep, parts: PartsDep
 def enable(webhook_id: WebhookId, tenant_id: LiveDep, by: ByDep, parts: PartsDep) -> Response:
     """Send to it from now on, with a clean record; what was canceled meanwhile waits for a redelivery."""
     with transaction(parts.database) as session:
-        row = destinations.get(session, tenant_id, webhook_id)
+        row = destinations.get(session, tenant_id, webhook_id, to_change=True)
         destinations.enable(session, row, by=by)
         view = webhook_views.webhook(row)
     return answer(view)
@@ -166,7 +167,7 @@ def rotate(
     """Sign with a new secret, and with the one before until the overlap has ended: deliveries carry both signatures."""
     overlap = timedelta(hours=(wanted or Rotation()).overlap_hours)
     with transaction(parts.database) as session:
-        row = destinations.get(session, tenant_id, webhook_id)
+        row = destinations.get(session, tenant_id, webhook_id, to_change=True)
         destinations.rotate(session, row, overlap, by=by)
         view = webhook_views.with_secret(row)
     return answer(view)

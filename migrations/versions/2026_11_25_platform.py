@@ -81,6 +81,9 @@ def upgrade() -> None:
         batch_op.add_column(sa.Column("tries", sa.Integer(), server_default="0", nullable=False))
         batch_op.drop_index(batch_op.f("ix_deliveries_destination_id"))
         batch_op.create_index("ix_deliveries_destination_id_id", ["destination_id", "id"], unique=False)
+        batch_op.create_index(
+            "ix_deliveries_destination_id_status_id", ["destination_id", "status", "id"], unique=False
+        )
         batch_op.drop_index("ix_deliveries_waiting")
         batch_op.create_index(
             "ix_deliveries_waiting",
@@ -244,6 +247,7 @@ def downgrade() -> None:
             postgresql_where=sa.text("status = 'queued'"),
             sqlite_where=sa.text("status = 'queued'"),
         )
+        batch_op.drop_index("ix_deliveries_destination_id_status_id")
         batch_op.drop_index("ix_deliveries_destination_id_id")
         batch_op.create_index(batch_op.f("ix_deliveries_destination_id"), ["destination_id"], unique=False)
         batch_op.drop_column("tries")

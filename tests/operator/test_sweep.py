@@ -9,14 +9,16 @@ from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import func, select, update
 
 from api import sweep
 from api.sweep import Sweeper
-from shared import jobs, ledger, locks, workers
+from shared import destinations, jobs, ledger, locks, workers
 from shared.db import Database, clock, reading, transaction
-from shared.models import Job, Lock
+from shared.deeds import HILUM
+from shared.models import Delivery, Job, Lock
 from shared.settings import Settings, environment
+from tests.crowds import pile_up
 
 Submit = Callable[[], str]
 
@@ -180,6 +182,21 @@ def test_a_database_that_goes_away_does_not_end_it(
         connection.exec_driver_sql("DROP TABLE locks")
     sweep.sweep(broken, settings.model_copy(update={"sweep_every_s": 0.01}), stopping)
     assert len(rounds) == 3
+
+
+def test_the_command_cancels_the_rest_of_a_pile(database: Database, settings: Settings, tenant_id: str) -> None:
+    """Whoever disables a webhook does not wait for all that had piled up for it."""
+    with transaction(database) as session:
+        hook = destinations.create(session, tenant_id, url="https://x.example/", events=[], description="", by=HILUM)
+        pile_up(session, hook.id, destinations.CANCELED_AT_ONCE + 1)
+        destinations.disable(session, hook, destinations.OWNER)
+    waits = select(func.count()).select_from(Delivery).where(Delivery.status == "queued")
+    with reading(database) as session:
+        assert session.scalars(waits).one() == 1
+    command = [sys.executable, "-m", "api.cli", "sweep", "--once"]
+    subprocess.run(command, env=environment(settings), check=True, timeout=60)
+    with reading(database) as session:
+        assert session.scalars(waits).one() == 0
 
 
 def test_the_command_does_one_round(database: Database, settings: Settings, submit: Submit) -> None:

@@ -6,7 +6,7 @@ import ast
 import json
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -31,6 +31,10 @@ TAKEN, REFUSED = Answer(NOW, 5, 200), Answer(NOW, 5, 503, "unsuccessful", "The r
 SCHEDULE = [10.0, 100.0, 1000.0]
 
 Make = Callable[..., str]
+
+on_postgresql = pytest.mark.parametrize(
+    "database_url", [pytest.param("postgresql", marks=pytest.mark.postgres)], indirect=True
+)
 
 
 @pytest.fixture
@@ -503,12 +507,10 @@ def test_what_came_while_it_was_disabled_can_be_asked_for(
     with transaction(database) as session:
         row = destinations.get(session, tenant_id, webhook_id)
         with pytest.raises(Conflict):
-            deliveries.redeliver_range(session, row, since=NOW, until=None, statuses=[Status.CANCELED])
+            deliveries.redeliver_some(session, row, since=NOW, until=None, statuses=[Status.CANCELED])
         destinations.enable(session, row, by=HILUM)
-        count = deliveries.redeliver_range(
-            session, row, since=NOW - timedelta(hours=1), until=None, statuses=[Status.CANCELED]
-        )
-    assert count == 2
+        asked = {"since": NOW - timedelta(hours=1), "until": None, "statuses": [Status.CANCELED]}
+        assert len(deliveries.redeliver_some(session, row, **asked)) == 2
     sent = [parcel.event_id for _, parcel in take_parcels(database, 4) if parcel]
     assert sent == [before, while_disabled]
 
@@ -546,9 +548,116 @@ def test_a_range_has_two_ends(
     with transaction(database) as session:
         row = destinations.get(session, tenant_id, webhook_id)
         bounds = {"since": NOW - timedelta(hours=2), "until": NOW - timedelta(hours=1)}
-        assert deliveries.redeliver_range(session, row, **bounds, statuses=[Status.FAILED]) == 0
-        assert deliveries.redeliver_range(session, row, **bounds, statuses=[Status.SUCCEEDED]) == 1
+        assert not deliveries.redeliver_some(session, row, **bounds, statuses=[Status.FAILED])
+        assert len(deliveries.redeliver_some(session, row, **bounds, statuses=[Status.SUCCEEDED])) == 1
     assert statuses(database, webhook_id) == {"succeeded": 2, "queued": 1}
+
+
+def test_a_pile_is_canceled_and_asked_for_again_in_parts(
+    database: Database, webhook: Make, tenant_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(destinations, "CANCELED_AT_ONCE", 4)
+    monkeypatch.setattr(deliveries, "AT_ONCE", 4)
+    webhook_id, other_id = webhook("job.failed"), webhook("job.failed", url="https://other.example/")
+    with transaction(database) as session:
+        pile_up(session, webhook_id, 10)
+        pile_up(session, other_id, 3)
+    with transaction(database) as session:
+        destinations.disable(session, destinations.get(session, tenant_id, webhook_id), destinations.OWNER)
+    assert statuses(database, webhook_id) == {"canceled": 4, "queued": 6}
+    counts = []
+    for _ in range(3):  # what the sweeper does
+        with transaction(database) as session:
+            counts.append(deliveries.cancel_disabled(session))
+    assert counts == [4, 2, 0]
+    assert (statuses(database, webhook_id), statuses(database, other_id)) == ({"canceled": 10}, {"queued": 3})
+    asked = {"since": NOW - timedelta(hours=1), "until": None, "statuses": [Status.CANCELED]}
+    parts: list[Sequence[str]] = []
+    while not parts or parts[-1]:
+        with transaction(database) as session:
+            row = destinations.get(session, tenant_id, webhook_id)
+            destinations.enable(session, row, by=HILUM)
+            parts.append(deliveries.redeliver_some(session, row, **asked, after=parts[-1][-1] if parts else ""))
+    assert [len(part) for part in parts] == [4, 4, 2, 0]
+    assert statuses(database, webhook_id) == {"queued": 10}
+
+
+def test_of_two_who_change_a_webhook_the_second_sees_what_the_first_made(
+    database: Database, webhook: Make, tenant_id: str
+) -> None:
+    """Two rotations at once: the first new secret was shown to somebody, so it must sign as the one before."""
+    webhook_id, read = webhook(), threading.Event()
+    made: list[str] = []
+
+    def rotate() -> None:
+        with transaction(database) as session:
+            row = destinations.get(session, tenant_id, webhook_id, to_change=True)
+            read.set()
+            destinations.rotate(session, row, timedelta(hours=1), by=HILUM)
+            made.append(row.secrets[0])
+
+    second = threading.Thread(target=rotate)
+    with transaction(database) as session:
+        row = destinations.get(session, tenant_id, webhook_id, to_change=True)
+        second.start()
+        read.wait(0.5)  # in vain: the second waits for the commit
+        destinations.rotate(session, row, timedelta(hours=1), by=HILUM)
+        made.append(row.secrets[0])
+    second.join()
+    with reading(database) as session:
+        assert session.get_one(Destination, webhook_id).secrets == made[::-1]
+
+
+@on_postgresql
+def test_what_happens_does_not_wait_for_who_changes_a_webhook(
+    database: Database, webhook: Make, happen: Make, tenant_id: str
+) -> None:
+    webhook_id = webhook()
+    with transaction(database) as session:
+        destinations.get(session, tenant_id, webhook_id, to_change=True)
+        happening = threading.Thread(target=happen)
+        happening.start()
+        happening.join(30)
+        assert not happening.is_alive()
+    assert statuses(database, webhook_id) == {"queued": 1}
+
+
+@on_postgresql
+def test_renewing_many_waits_for_none_that_is_being_written(database: Database, webhook: Make, happen: Make) -> None:
+    webhook()
+    for _ in range(2):
+        happen()
+    claims = free, settled = take(database, 2)
+    age(database)
+    with transaction(database) as session:
+        session.get_one(Delivery, settled.id, with_for_update=True)
+        with transaction(database) as renewing:
+            assert ledger.renew_free(renewing, Delivery, claims, lease_s=60) == []
+    assert [is_held(database, claim) for claim in (free, settled)] == [True, False]
+
+
+def test_renewing_many_tells_which_are_lost(database: Database, webhook: Make, happen: Make) -> None:
+    webhook()
+    for _ in range(3):
+        happen()
+    claims = free, stolen, ended = take(database, 3)
+    age(database)
+    with transaction(database) as session:
+        session.execute(update(Delivery).where(Delivery.id == stolen.id).values(lease_token="another's"))
+        ledger.settle(session, ended, Status.SUCCEEDED)
+        assert ledger.renew_free(session, Delivery, claims, lease_s=60) == [stolen, ended]
+    assert [is_held(database, claim) for claim in (free, stolen)] == [True, False]
+
+
+def age(database: Database) -> None:
+    """Let the leases of all that is held have run out."""
+    with transaction(database) as session:
+        session.execute(update(Delivery).values(lease_until=NOW - timedelta(hours=1)))
+
+
+def is_held(database: Database, claim: Claim) -> bool:
+    until = row_of(database, claim.id).lease_until
+    return until is not None and until > NOW
 
 
 def test_both_secrets_sign_until_the_overlap_ends(database: Database, webhook: Make, tenant_id: str) -> None:

@@ -6,13 +6,16 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import insert, update
+from sqlalchemy import Select, insert, select, update
 from sqlalchemy.event import listen
 
-from shared import deeds, ids, ledger, purge, rehearsal, tenants, views
+from shared import deeds, deliveries, destinations, ids, ledger, purge, rehearsal, tenants, views, webhook_views
 from shared.db import Database, reading, transaction
+from shared.deeds import HILUM
 from shared.events import Wanted, newest, page
-from shared.models import TEST, Batch, Deed, Event, Explanation, Job
+from shared.models import TEST, Batch, Deed, Delivery, Event, Explanation, Job
+from shared.schemas import Status
+from tests.crowds import pile_up
 
 NOW = datetime.now(UTC)
 MANY = 3000
@@ -144,6 +147,28 @@ def test_the_audit_log_of_a_tenant_that_has_been_away_is_a_range_of_its_index(cr
     plans = [_plan(crowded, statement) for statement in asked]
     assert plans
     assert all("ix_deeds_tenant_id_id" in plan for plan in plans), plans
+
+
+def test_the_deliveries_of_a_status_are_a_range_of_an_index(crowded, tenant_id):
+    """A page of what failed, and what is sent again: one webhook has many that succeeded, a few of which are new."""
+    with transaction(crowded) as session:
+        hook = destinations.create(session, tenant_id, url="https://x.example/", events=[], description="", by=HILUM)
+        pile_up(session, hook.id, MANY)
+        of_all = update(Delivery).values(status="succeeded", due_at=NOW)
+        session.execute(of_all)
+        last = select(Delivery.id).order_by(Delivery.id.desc()).limit(5)
+        session.execute(of_all.where(Delivery.id.in_(last)).values(status="failed"))
+        session.connection().exec_driver_sql("ANALYZE")
+    asked = []
+    listen(crowded.engine, "before_execute", lambda _, statement, *__: asked.append(statement))
+    with transaction(crowded) as session:
+        row = destinations.get(session, tenant_id, hook.id)
+        assert len(webhook_views.page(session, row, limit=50, status=Status.FAILED).deliveries) == 5
+        wanted = {"since": NOW - timedelta(days=1), "until": None, "statuses": [Status.FAILED, Status.CANCELED]}
+        assert len(deliveries.redeliver_some(session, row, **wanted)) == 5
+    shown, again = (_plan(crowded, one) for one in asked if isinstance(one, Select) and "deliveries.status" in str(one))
+    assert "ix_deliveries_destination_id_status_id" in shown
+    assert "ix_deliveries_destination_id_" in again  # by status, or by the time that the ids tell
 
 
 def test_rehearsals_read_the_index_of_what_is_played(crowded, tenant_id):

@@ -24,7 +24,7 @@ from sqlalchemy import func, select, text, update
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from api.migrate import migrate
-from shared import deliveries, destinations, outbox
+from shared import deliveries, destinations, ledger, outbox
 from shared.bundles import Bundle
 from shared.db import Database, reading, transaction
 from shared.deeds import HILUM
@@ -460,6 +460,98 @@ def test_a_database_that_goes_away_and_comes_back_costs_nothing(
     with transaction(database) as session:
         session.execute(text("ALTER TABLE hidden RENAME TO deliveries"))
     assert until(lambda: ended(database)) == ["succeeded"]
+
+
+def failing_at_first(act: Callable[..., Any]) -> Callable[..., Any]:
+    """The same, but the first call raises what nobody foresaw."""
+    left = [ValueError("nobody foresaw this")]
+
+    def once(*given: Any, **options: Any) -> Any:
+        if left:
+            raise left.pop()
+        return act(*given, **options)
+
+    return once
+
+
+@pytest.mark.parametrize("name", ["ready", "claim"])
+def test_what_nobody_foresaw_does_not_end_the_handing_out(
+    database: Database,
+    run: Callable[[], Dispatcher],
+    start: Start,
+    hook: Hook,
+    happen: Happen,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    monkeypatch.setattr(deliver, "LOOK_S", 0.05)
+    monkeypatch.setattr(deliveries, name, failing_at_first(getattr(deliveries, name)))
+    hook(start().url)
+    happen()
+    run()
+    assert until(lambda: ended(database)) == ["succeeded"]
+
+
+def test_what_nobody_foresaw_does_not_end_the_renewing(
+    parts: Parts,
+    database: Database,
+    run: Callable[[], Dispatcher],
+    start: Start,
+    hook: Hook,
+    happen: Happen,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ledger, "renew_free", failing_at_first(ledger.renew_free))
+    parts.settings = parts.settings.model_copy(update={"renew_s": 0.05, "webhook_timeout_s": 60.0})
+    monkeypatch.setattr(deliver, "HAND_BACK_S", 0.1)
+    hook(start(receivers.never_answers).url)
+    happen()
+    run()
+    first = until(lambda: [row.lease_until for row in rows(database) if row.status == "running"])[0]
+    until(lambda: rows(database)[0].lease_until > first, what="a lease that is renewed")
+
+
+def test_an_event_that_cannot_be_put_into_words_keeps_no_other_waiting(
+    database: Database, run: Callable[[], Dispatcher], start: Start, hook: Hook, happen: Happen
+) -> None:
+    receiver = start()
+    hook(receiver.url)
+    with transaction(database) as session:
+        session.get_one(Event, happen()).payload = ["no object"]  # type: ignore[assignment]
+    well = happen()
+    run()
+    assert until(lambda: ended(database)) == ["failed", "succeeded"]
+    assert [headers_of(request)["webhook-id"] for request in receiver.seen] == [well]
+    assert [a.error for a in tries(database)].count("internal_error") == 2
+
+
+def test_a_system_that_has_no_room_for_a_thread_costs_no_event(
+    parts: Parts,
+    database: Database,
+    run: Callable[[], Dispatcher],
+    start: Start,
+    hook: Hook,
+    happen: Happen,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(deliver, "LOOK_S", 0.05)
+    begin, refused = threading.Thread.start, list(range(2))
+
+    def no_room(thread: threading.Thread) -> None:
+        if thread.name.startswith("deliver-") and refused:
+            refused.pop()
+            raise RuntimeError("can't start new thread")
+        begin(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", no_room)
+    hook(start().url)
+    happen()
+    happen()
+    dispatcher = run()
+    assert until(lambda: ended(database)) == ["succeeded", "succeeded"]
+    assert [a.error for a in tries(database)].count("handed_back") == 2
+    until(lambda: not dispatcher._now_held(), what="slots that are free again")
+    assert parts.held == set()
 
 
 @pytest.mark.parametrize("private", [False, True])
