@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +29,36 @@ def test_every_published_result_is_whole():
         assert re.fullmatch(r".+, \d+ cores, \d+ GiB memory", entry["machine"])
         assert re.fullmatch(r"20\d\d-\d\d-\d\d", entry["date"])
         assert re.fullmatch(r"[0-9a-f]{12}\+?", entry["commit"])
+
+
+def faults(entries: Iterable[dict[str, Any]], abouts: Mapping[str, About]) -> list[str]:
+    """Each bar that is missed without a reason, and each reason without a miss."""
+    found = []
+    for entry in entries:
+        about = abouts[entry["name"]]
+        if about.met(entry["ratio"]) == bool(about.missed):
+            what = "is excused but keeps its bar" if about.missed else "misses its bar"
+            found.append(f"{about.name} {what}: {entry['ratio']}, {about.bar}")
+    return found
+
+
+def test_every_published_ratio_keeps_its_bar_or_says_why_not():
+    assert faults(result.stored(), ABOUTS) == []
+
+
+@pytest.mark.parametrize(
+    ("ratio", "missed", "right"), [(0.5, "", True), (0.4, "", False), (0.4, "why", True), (0.5, "why", False)]
+)
+def test_a_miss_without_a_reason_and_a_reason_without_a_miss_are_faults(ratio: float, missed: str, right: bool):
+    about = About("a_name", "s", "means", "baseline", at_least=0.5, missed=missed)
+    assert (faults([{"name": "a_name", "ratio": ratio}], {"a_name": about}) == []) == right
+
+
+def test_the_page_says_in_its_table_why_a_bar_is_missed():
+    about = ABOUTS["submit_throughput"]
+    entry = {**result.stored()[0], "name": about.name, "ratio": 0.3}
+    row = next(line for line in report.page([entry]).splitlines() if line.startswith(f"| {about.name} |"))
+    assert row.endswith(f"| {about.bar} | **no**: {about.missed} |")
 
 
 def test_every_benchmark_was_published():

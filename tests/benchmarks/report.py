@@ -21,7 +21,8 @@ measures one anew.
 Each ratio is ours over a baseline that was measured in the same run, in turn with ours: it says more than the
 two figures, which are this machine's. Value and baseline are medians of the rounds; the ratio is the median of
 the rounds' ratios, with the smallest and the largest behind it. `+` behind a commit means that it was measured
-with changes that were not committed.
+with changes that were not committed. A bar that is missed says why; a test fails on a miss without a reason, and
+on a reason without a miss.
 """
 
 
@@ -41,9 +42,15 @@ def page(entries: Sequence[dict[str, Any]]) -> str:
 
 def _row(entry: dict[str, Any], about: About) -> str:
     low, high = entry["spread"]
-    kept = "-" if about.bar == "none" else "yes" if about.met(entry["ratio"]) else "**no**"
     figures = f"{entry['value']:g} {entry['unit']} | {entry['baseline']:g} {entry['unit']}"
-    return f"| {entry['name']} | {figures} | {entry['ratio']:.3g} ({low:.3g} to {high:.3g}) | {about.bar} | {kept} |"
+    ratio = f"{entry['ratio']:.3g} ({low:.3g} to {high:.3g})"
+    return f"| {entry['name']} | {figures} | {ratio} | {about.bar} | {_kept(entry, about)} |"
+
+
+def _kept(entry: dict[str, Any], about: About) -> str:
+    if about.bar == "none":
+        return "-"
+    return "yes" if about.met(entry["ratio"]) else f"**no**: {about.missed}"
 
 
 def _section(entry: dict[str, Any], about: About) -> str:

@@ -21,7 +21,10 @@ MEASURED = ("api", "shared", "worker", "migrations", "tests/benchmarks", "pyproj
 
 @dataclass(frozen=True)
 class About:
-    """What a benchmark measures, in words; `at_most` or `at_least` bounds its ratio, where there is a bar."""
+    """What a benchmark measures, in words; `at_most` or `at_least` bounds its ratio, where there is a bar.
+
+    `missed` says why the published ratio misses the bar, as long as it does.
+    """
 
     name: str
     unit: str
@@ -29,6 +32,7 @@ class About:
     baseline: str
     at_most: float | None = None
     at_least: float | None = None
+    missed: str = ""
     again: str = ""  # the command that measures it anew; empty: `make bench` with its name
 
     @property
