@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import func, select
 
+from shared.db import reading
+from shared.models import Job
 from shared.settings import ROOT
-from tests.benchmarks import report, result
+from tests.benchmarks import flat_cost, report, result
 from tests.benchmarks.catalogue import ABOUTS
 from tests.benchmarks.load import multipart
 from tests.benchmarks.result import About, alternate, compared
+from tests.conftest import postgres_database
 
 KEYS = ["name", "value", "unit", "baseline", "ratio", "spread", "machine", "date", "commit"]
 
@@ -22,7 +27,7 @@ def test_every_published_result_is_whole():
     entries = result.stored()
     assert entries
     for entry in entries:
-        assert [key for key in entry if key != "figures"] == KEYS
+        assert [key for key in entry if key not in ("figures", "detail")] == KEYS
         assert entry["unit"] == ABOUTS[entry["name"]].unit
         assert all(entry[key] > 0 for key in ("value", "baseline", "ratio"))
         assert entry["spread"][0] <= entry["ratio"] <= entry["spread"][1]
@@ -103,6 +108,25 @@ def test_the_load_is_a_form_with_one_file():
     body = multipart(b"\x89PNG")
     assert body.startswith(b"--hilum-benchmark\r\n")
     assert body.endswith(b"\r\n\r\n\x89PNG\r\n--hilum-benchmark--\r\n")
+
+
+@pytest.mark.postgres
+def test_flat_cost_shows_how_the_database_does_it(postgres_url: str, tmp_path: Path):
+    """On few rows; which plan is taken on a million only a run can say."""
+    with postgres_database(postgres_url) as url, flat_cost._filled(url, 200) as shop:
+        plans = {about.name: flat_cost._plan(shop, act) for about, act in flat_cost._ACTS}
+        with reading(shop.database) as session:
+            states = session.execute(select(Job.status, func.count()).group_by(Job.status)).all()
+    assert {status: number for status, number in states} == {"queued": 20, "succeeded": 180}, (
+        "to look at a plan changes nothing"
+    )
+    assert plans["flat_cost"][1].startswith("Insert on jobs")
+    assert plans["flat_cost_claim"][1].startswith("Update on jobs")
+    store = tmp_path / "benchmarks.json"
+    shown = replace(compared(flat_cost.CLAIM, [1.0], [1.0]), detail=plans["flat_cost_claim"])
+    result.record(shown, store)
+    fenced = "\n".join(["```text", *plans["flat_cost_claim"], "```"])
+    assert f"\n\n{fenced}\n" in report.page(result.stored(store))
 
 
 def test_make_runs_them():

@@ -64,9 +64,14 @@ def _section(entry: dict[str, Any], about: About) -> str:
         f"- Measured: {entry['date']} at commit {entry['commit']} on {entry['machine']}.",
         f"- Again: `{about.again or 'make bench B=' + entry['name'].removesuffix('_plain')}`",
         *_figures(entry.get("figures", {})),
+        *_detail(entry.get("detail", ())),
         "",
     ]
     return "\n".join(lines)
+
+
+def _detail(lines: Sequence[str]) -> list[str]:
+    return ["", "```text", *lines, "```"] if lines else []
 
 
 def _figures(figures: Mapping[str, Any], name: str = "") -> Iterator[str]:

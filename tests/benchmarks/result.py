@@ -51,7 +51,7 @@ class About:
 class Result:
     """Medians over the rounds of one run, ours and the baseline's, and their ratio with its smallest and largest.
 
-    `figures` are what else the run has counted or timed.
+    `figures` are what else the run has counted or timed, `detail` the lines of a text that shows how.
     """
 
     name: str
@@ -61,6 +61,7 @@ class Result:
     ratio: float
     spread: tuple[float, float]
     figures: Mapping[str, Any] | None = None
+    detail: Sequence[str] = ()
 
 
 def compared(about: About, ours: Sequence[float], baseline: Sequence[float]) -> Result:
@@ -91,9 +92,9 @@ def record(result: Result, path: Path = STORE) -> None:
     """Write `result` into the store in place of what stood there under its name."""
     entries = {entry["name"]: entry for entry in stored(path)}
     said = asdict(result)
-    figures = said.pop("figures")
+    more = {key: value for key in ("figures", "detail") if (value := said.pop(key))}
     said |= {"machine": machine(), "date": datetime.now(UTC).date().isoformat(), "commit": commit()}
-    entries[result.name] = said | ({"figures": figures} if figures else {})
+    entries[result.name] = said | more
     path.write_text(json.dumps([entries[name] for name in sorted(entries)], indent=2) + "\n", encoding="utf-8")
 
 
