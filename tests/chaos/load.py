@@ -28,6 +28,7 @@ MARKING = ("api_restart", "poison", "client_cut")  # kinds of fault that are don
 ASK_AGAIN = (409, 425, 429, 500, 502, 503, 504, 507)
 ACCEPTED = (200, 201, 202)
 TIMEOUT_S = 15.0
+RESERVE, MORE = 20, 2  # one upload in so many is kept for faults that meet nothing; each then lets so many begin
 TRIES, LATER_S = 4, 1.0
 BOUNDARY = "hilum-chaos"
 
@@ -58,6 +59,7 @@ class Load:
         self._lock = threading.Condition()
         self._next, self._allowed = 0, 0
         self._kept = sum(kind in MARKING for kind in schedule(plan))  # uploads that faults to come will need
+        self._reserve = plan.jobs // RESERVE if schedule(plan) else 0
         self._again: list[tuple[float, Order]] = []
         self._unsure = 0
         self.poisoned: set[int] = set()
@@ -78,6 +80,12 @@ class Load:
             self._allowed = max(self._allowed, min(count, self._plan.jobs))
             self._lock.notify_all()
 
+    def more(self) -> None:
+        """Let a few of the reserve begin: a fault that is made in the middle of the work has found nobody at work."""
+        with self._lock:
+            self._reserve = max(0, self._reserve - MORE)
+            self._lock.notify_all()
+
     def mark(self, **changed: object) -> None:
         """Let the next upload be another than it was drawn: `poison=True`, or `cut="early"`."""
         with self._lock:
@@ -87,7 +95,7 @@ class Load:
     def join(self, within_s: float) -> bool:
         """Wait until every upload that was allowed is known to be a job; False when the time ran out."""
         with self._lock:
-            self._ended, self._kept = True, 0
+            self._ended, self._kept, self._reserve = True, 0, 0
             self._lock.notify_all()
         deadline = time.monotonic() + within_s
         for thread in self._threads:
@@ -124,7 +132,7 @@ class Load:
                 if due:
                     self._again.remove(due[0])
                     return due[0][1]
-                allowed = min(self._allowed, self._plan.jobs - self._kept)
+                allowed = min(self._allowed, self._plan.jobs - self._kept - self._reserve)
                 if self._next < allowed and self._truth.open() < self._plan.window:
                     return self._begun(self._marks.popleft() if self._marks else {})
                 if self._ended and self._next >= self._allowed and not self._unsure:

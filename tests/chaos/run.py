@@ -100,6 +100,7 @@ def _make_faults(plan: Plan, chaos: Chaos, truth: Truth, began: float, loud: boo
             done += 1
         elif again[kind] < TRIES * plan.faults:
             again[kind] += 1
+            chaos.load.more()
             left.insert(chaos.draw.randrange(len(left) + 1), kind)
         if loud and time.monotonic() > said + SAY_S:
             said = time.monotonic()

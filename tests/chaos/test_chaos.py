@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from shared.bundles import Bundle
 from shared.settings import ROOT
 from tests.chaos import verdict
-from tests.chaos.load import drawn, poisoned
+from tests.chaos.load import Load, drawn, poisoned
 from tests.chaos.plan import DATABASE_KINDS, DATABASES, IMPATIENT, Plan, kinds_of, schedule
 from tests.chaos.process import POISON
 from tests.chaos.run import RECEIVERS, Outcome, run
@@ -68,6 +69,22 @@ def test_nothing_is_lost_on_sqlite(made: Any) -> None:
     assert outcome.verdict.sound, told(outcome)
     assert outcome.verdict.accepted == outcome.verdict.finished == plan.jobs
     assert outcome.faults == Counter(schedule(plan))
+
+
+def test_a_fault_that_met_nobody_at_work_lets_uploads_of_the_reserve_begin() -> None:
+    """Else the last faults of a run may come when all work is done, and meet nothing however often they are tried."""
+    truth = Truth()
+    load = Load(short(jobs=40, kinds=("kill_tree",)), "http://127.0.0.1:9", "", truth)
+    load.allow(40)
+    begun = [order.number for order in iter(lambda: load._take() if load._next < 38 else None, None)]
+    assert begun == list(range(38))
+    waiting = threading.Thread(target=lambda: begun.append(load._take().number))  # type: ignore[union-attr]
+    waiting.start()
+    waiting.join(0.3)
+    assert waiting.is_alive()
+    load.more()
+    waiting.join(30)
+    assert begun[38:] == [38]
 
 
 # ---------------------------------------------------------------- the test of the test
