@@ -14,7 +14,7 @@ from worker import artifacts
 from worker.lease import Canceled, Lease
 from worker.parts import Parts
 from worker.pipeline.analyze import Diagnosis, analyze
-from worker.settle import End, failure_of, mends_itself, settle, store
+from worker.settle import End, failure_of, mends_itself, settle, store, unless_canceled
 
 DECODER_AWAY = "decoder_unavailable"
 RETRY_S = 5.0  # a store that is away is given this long before the job is tried again
@@ -55,7 +55,7 @@ def _store_and_settle(parts: Parts, lease: Lease, diagnosis: Diagnosis) -> None:
 
 def _settle(parts: Parts, lease: Lease, end: End) -> None:
     with logs.bind(job_id=lease.claim.id, attempt=lease.claim.attempt):
-        settle(parts, lease, end)
+        settle(parts, lease, unless_canceled(lease.claim, end))
         log.info("settled", bundle=parts.bundle.identity)
 
 

@@ -21,7 +21,7 @@ from worker.lease import Canceled, Lease
 from worker.parts import Parts
 from worker.pipeline import explain, render
 from worker.pipeline.explain import Cams
-from worker.settle import End, failure_of, mends_itself, settle, store
+from worker.settle import End, failure_of, mends_itself, settle, store, unless_canceled
 
 GRADCAM = "gradcam"
 NOT_AVAILABLE = Failure(code="not_available", detail="This method is not offered by this version.")
@@ -68,7 +68,7 @@ def _end_of(claim: Claim, error: Exception) -> End:
 
 def _settle(parts: Parts, lease: Lease, end: End) -> None:
     with logs.bind(explanation_id=lease.claim.id, attempt=lease.claim.attempt):
-        settle(parts, lease, end)
+        settle(parts, lease, unless_canceled(lease.claim, end))
 
 
 def _nothing(session: object) -> None:

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Self
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -16,6 +17,7 @@ from shared.errors import LeaseLost
 from shared.ledger import Claim
 from shared.models import Job
 from worker.parts import Parts
+from worker.settle import unless_canceled
 
 TICK_S = 0.1
 STAGE_EVERY_S = 0.25  # a stage that passes faster is not worth a commit
@@ -123,8 +125,8 @@ class Lease:
 
 
 def hand_back(parts: Parts, claim: Claim) -> None:
-    """Queue a row again in good order. LeaseLost."""
+    """Queue a row again in good order, unless it was canceled. LeaseLost."""
     life = jobs if claim.table is Job else explanations
     with transaction(parts.database) as session:
-        life.hand_back(session, claim)
+        unless_canceled(claim, partial(life.hand_back, claim=claim))(session)
     log.info("handed_back", row=claim.id)

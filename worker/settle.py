@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from shared import logs
+from shared import explanations, jobs, logs
 from shared.artifacts import Stored, key_of
 from shared.db import is_away, transaction
 from shared.errors import (
@@ -21,6 +22,8 @@ from shared.errors import (
     StorageFull,
     Unavailable,
 )
+from shared.ledger import Claim
+from shared.models import Job
 from shared.schemas import Failure
 from worker.artifacts import Files
 from worker.parts import Parts
@@ -54,6 +57,21 @@ def settle(parts: Parts, lease: Holding, end: End) -> None:
                 raise
             log.warning("not_settled_yet", error=type(error).__name__)
             time.sleep(PAUSE_S)
+
+
+def unless_canceled(claim: Claim, end: End) -> End:
+    """`end`, or the cancel that the row's owner asked for meanwhile: who was told that it is canceled, finds it so.
+
+    The lease learns of a cancel when it is renewed, which may be later than the last stage of the work.
+    """
+    table, life = claim.table, jobs if claim.table is Job else explanations
+    mine = select(table.cancel_requested).where(table.id == claim.id, table.lease_token == claim.token)
+
+    def decided(session: Session) -> None:
+        canceled = session.scalars(mine.with_for_update()).first()
+        life.stop(session, claim) if canceled else end(session)
+
+    return decided
 
 
 def mends_itself(error: Exception) -> bool:

@@ -14,12 +14,14 @@ from sqlalchemy import select, update
 from shared import explanations, jobs, ledger, views
 from shared.db import reading, transaction
 from shared.errors import Unavailable
-from shared.models import Explanation, Job, Worker
+from shared.models import Event, Explanation, Job, Worker
 from shared.queue import ANALYZE, EXPLAIN
 from shared.schemas import JobView, Status
 from tests import builders
+from tests.servers import until
 from worker import lease as leasing
 from worker import loop, sandbox
+from worker.lease import Lease
 from worker.parts import Parts
 from worker.pipeline import explain, render
 from worker.sandbox import Sandbox
@@ -231,20 +233,156 @@ def in_background(parts: Parts, bell: str) -> threading.Thread:
     return thread
 
 
-def test_a_running_job_is_canceled_at_its_next_stage(
-    parts: Parts, submit: Submit, job_of: JobOf, tenant_id: str
+class Watch:
+    """What the work on a row reports: its stages in order; `act` is done as soon as it has entered `stage`."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, stage: str = "", act: Callable[[Lease], None] = lambda lease: None
+    ) -> None:
+        self.stages: list[str] = []
+        report, begin = Lease.report, Lease.begin
+
+        def watched(lease: Lease, entered: str) -> None:
+            report(lease, entered)
+            self.stages.append(entered)
+            if entered == stage:
+                act(lease)
+
+        def begun(lease: Lease) -> None:
+            begin(lease)
+            if stage == CLAIMED:
+                act(lease)
+
+        monkeypatch.setattr(Lease, "report", watched)
+        monkeypatch.setattr(Lease, "begin", begun)
+
+
+CLAIMED = "claimed"  # and no stage begun
+OF_A_JOB = ["decode", "quality", "lungs", "networks", "vote", "store", "finish"]
+OF_AN_EXPLANATION = ["fetch", "draw", "store", "finish"]
+noticed = pytest.mark.parametrize("is_noticed", [True, False], ids=["noticed", "unnoticed"])
+
+
+def notice(parts: Parts, monkeypatch: pytest.MonkeyPatch, at_once: bool) -> None:
+    """Let leases learn of a cancel at once; or never, as when the work is done before they are renewed."""
+    renew_s = 0.05 if at_once else 1000.0
+    parts.settings = parts.settings.model_copy(update={"renew_s": renew_s, "lease_s": 2000.0})
+    monkeypatch.setattr(leasing, "STAGE_EVERY_S", renew_s)
+
+
+def until_noticed(lease: Lease) -> None:
+    until(lambda: lease._canceled, within_s=20, what="a lease that knows of the cancel")
+
+
+def up_to(stage: str, stages: list[str]) -> list[str]:
+    return [] if stage == CLAIMED else stages[: stages.index(stage) + 1]
+
+
+def test_these_are_the_stages(parts: Parts, submit: Submit, job_of: JobOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = Watch(monkeypatch)
+    job_id = submit(builders.png(FILM), explain=["gradcam"])
+    loop.drain(parts, ANALYZE)
+    loop.drain(parts, EXPLAIN)
+    assert watch.stages == OF_A_JOB + OF_AN_EXPLANATION
+    assert job_of(job_id).explanations["gradcam"].status is Status.SUCCEEDED
+
+
+@noticed
+@pytest.mark.parametrize("stage", [CLAIMED, *OF_A_JOB])
+def test_a_running_job_is_canceled_at_every_stage(
+    parts: Parts,
+    submit: Submit,
+    job_of: JobOf,
+    tenant_id: str,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    is_noticed: bool,
 ) -> None:
-    parts.settings = parts.settings.model_copy(update={"renew_s": 0.2})
-    slow = Slow(parts, 1.5)
-    job_id = submit(builders.png(FILM))
-    thread = in_background(parts, ANALYZE)
-    assert slow.entered.wait(20)
-    time.sleep(0.5)
-    assert job_of(job_id).stage == "lungs"
+    """It enters no other stage; where the work is done before the lease is renewed, it is canceled all the same."""
+    notice(parts, monkeypatch, is_noticed)
+    job_id = submit(builders.png(FILM), explain=["gradcam"])
+
+    def cancel(lease: Lease) -> None:
+        if is_noticed and stage != CLAIMED:
+            until(lambda: job_of(job_id).stage == stage, within_s=20, what="a stage that is told")
+        with transaction(parts.database) as session:
+            assert jobs.cancel(session, tenant_id, job_id).status == Status.RUNNING
+        if is_noticed:
+            until_noticed(lease)
+
+    watch = Watch(monkeypatch, stage, cancel)
+    loop.drain(parts, ANALYZE)
+    job = job_of(job_id)
+    assert (job.status, job.stage, job.result, job.artifacts) == (Status.CANCELED, None, None, {})
+    assert job.explanations["gradcam"].status is Status.CANCELED
+    assert watch.stages == (up_to(stage, OF_A_JOB) if is_noticed else OF_A_JOB)
+    assert told(parts) == ["job.canceled"]
+
+
+@noticed
+@pytest.mark.parametrize("stage", [CLAIMED, *OF_AN_EXPLANATION])
+def test_a_running_explanation_is_canceled_at_every_stage(
+    parts: Parts,
+    submit: Submit,
+    job_of: JobOf,
+    tenant_id: str,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    is_noticed: bool,
+) -> None:
+    notice(parts, monkeypatch, is_noticed)
+    job_id = submit(builders.png(FILM), explain=["gradcam"])
+    loop.drain(parts, ANALYZE)
+    diagnosed = job_of(job_id)
+
+    def cancel(lease: Lease) -> None:
+        with transaction(parts.database) as session:
+            explanations.cancel(session, tenant_id, job_id, "gradcam")
+        assert job_of(job_id).explanations["gradcam"].status is Status.RUNNING
+        if is_noticed:
+            until_noticed(lease)
+
+    with monkeypatch.context() as watching:
+        watch = Watch(watching, stage, cancel)
+        loop.drain(parts, EXPLAIN)
+    assert watch.stages == (up_to(stage, OF_AN_EXPLANATION) if is_noticed else OF_AN_EXPLANATION)
+    job = job_of(job_id)
+    assert job.explanations["gradcam"].status is Status.CANCELED
+    assert (job.status, job.result, job.artifacts) == (Status.SUCCEEDED, diagnosed.result, diagnosed.artifacts)
+    assert told(parts) == ["job.succeeded"]
     with transaction(parts.database) as session:
-        jobs.cancel(session, tenant_id, job_id)
-    thread.join(10)
+        assert explanations.request(session, tenant_id, job_id, "gradcam")
+    loop.drain(parts, EXPLAIN)
+    assert job_of(job_id).explanations["gradcam"].status is Status.SUCCEEDED
+
+
+def told(parts: Parts) -> list[str]:
+    with reading(parts.database) as session:
+        return list(session.scalars(select(Event.type).order_by(Event.id)))
+
+
+@pytest.mark.parametrize("end", ["rejected", "failed", "put off", "handed back"])
+def test_whatever_would_become_of_it_what_was_canceled_is_canceled(
+    parts: Parts, submit: Submit, job_of: JobOf, tenant_id: str, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """Above all it is not queued again, where it would wait for a worker that looks."""
+    notice(parts, monkeypatch, at_once=False)
+    job_id = submit(builders.png(FILM)[: 3000 if end == "rejected" else None])
+    raised: dict[str, Exception] = {"failed": RuntimeError("unforeseen"), "put off": Unavailable()}
+
+    def cancel(lease: Lease) -> None:
+        assert lease.claim.attempt == 1, "it was queued again"
+        with transaction(parts.database) as session:
+            jobs.cancel(session, tenant_id, job_id)
+        if end == "handed back":
+            leasing.hand_back(parts, lease.claim)
+        if end in raised:
+            raise raised[end]
+
+    Watch(monkeypatch, "decode", cancel)
+    loop.drain(parts, ANALYZE)
     assert job_of(job_id).status is Status.CANCELED
+    assert told(parts) == ["job.canceled"]
 
 
 def test_the_lease_is_renewed_while_the_networks_run(parts: Parts, submit: Submit, job_of: JobOf) -> None:
