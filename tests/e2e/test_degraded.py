@@ -32,9 +32,8 @@ from tests.servers import Broker, Service
 FILM = builders.png(builders.chest(3))
 LARGE = builders.png(np.kron(builders.chest(3), np.ones((8, 8), np.uint8)))
 NO_PULSE_S = 300.0  # no worker looks into the database by itself before the test is over
-TIMEOUT_S = 3.0
-SLACK_S = 2.0  # for a slow machine; a broker waited for twice would take more
-CROWD = 24
+HELD_S = 3.0  # the promise: a broker that is away, or a database that refuses, holds no request longer
+CROWD = 14  # more than may wait for the broker at a time, so that some wait for those who wait
 
 
 def submit(service: Service, data: bytes = FILM, key: str = "") -> httpx.Response:
@@ -97,13 +96,13 @@ def black_hole(*, full: bool) -> Iterator[int]:
 def test_a_black_holed_broker_holds_no_upload_beyond_its_limit(
     configure: Configure, own_broker: Broker, started: ExitStack, url: str, full: bool
 ) -> None:
-    service = started.enter_context(servers.service(configure(broker_timeout_s=TIMEOUT_S), own_broker))
+    """With the default timeouts, and a rate limit: it is counted on Redis too, which nobody has asked before."""
+    service = started.enter_context(servers.service(configure(rate_per_minute=10_000), own_broker))
     port = started.enter_context(black_hole(full=full))
     settings = service.settings.model_copy(update={"broker_url": url.format(port)})
     api, _ = started.enter_context(servers.api(settings))
     headers = {"Authorization": f"Bearer {service.key}"}
     client = started.enter_context(httpx.Client(base_url=api, headers=headers, timeout=60, trust_env=False))
-    client.get("/v1/jobs")  # the first request of a process pays for what it imports
 
     def took(_: int) -> float:
         began = time.monotonic()
@@ -112,7 +111,7 @@ def test_a_black_holed_broker_holds_no_upload_beyond_its_limit(
 
     with ThreadPoolExecutor(CROWD) as pool:
         waits = list(pool.map(took, range(CROWD)))
-    assert max(waits) < TIMEOUT_S + SLACK_S, statistics.quantiles(waits)
+    assert max(waits) < HELD_S, statistics.quantiles(waits)
     assert len(service.jobs()) == CROWD
 
 
@@ -181,7 +180,7 @@ def test_without_the_database_an_upload_is_refused_at_once_and_leaves_nothing(
         for key in ("", "with a key"):
             began = time.monotonic()
             answer = submit(service, key=key)
-            assert time.monotonic() - began < TIMEOUT_S + SLACK_S
+            assert time.monotonic() - began < HELD_S
             assert_problem(answer, 503, "database_unavailable")
             assert answer.headers["retry-after"]
         assert blobs(service.settings) == kept
