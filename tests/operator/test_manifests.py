@@ -75,6 +75,14 @@ def test_the_autoscaler_reads_a_metric_and_scales_a_deployment_that_exist():
     assert scaler["spec"]["minReplicaCount"] >= 1  # nobody would see a queue that no worker serves grow old
 
 
+def test_an_upgrade_brings_a_migration_of_its_own():
+    """Kubernetes refuses to change a Job: one with a fixed name could be applied once."""
+    (name,) = named("Job")
+    assert re.fullmatch(r"hilum-migrate(-\d+){3}", name)
+    assert named("Job")[name]["spec"]["ttlSecondsAfterFinished"] > 0
+    assert f"job/{name}" in PAGE
+
+
 def test_every_selector_selects_its_own_pods():
     for one in named("Deployment").values():
         assert one["spec"]["selector"]["matchLabels"] == one["spec"]["template"]["metadata"]["labels"]
