@@ -3,6 +3,8 @@
 A listener holds a place in the order of events and a small buffer; no thread, and no connection to the database. What
 has happened before it came, or while it read too slowly for its buffer, it reads from the database up to where the
 buffer goes on. Every event it wants thus comes once and in order, whatever was committed when.
+
+Where an event cannot be read or told, every listener reads its own for itself, and only those whom it concerns fail.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ class _News(NamedTuple):
     tail: int
     rows: list[Numbered]
     over: set[str]
+    unread: bool = False  # one of the events cannot be read: each listener looks for its own
 
 
 @dataclass(eq=False, slots=True)
@@ -189,8 +192,20 @@ class Broadcast:
             self._ask |= asked
             log.warning("events_not_read", error=type(error).__name__)
             return False
-        self._hand_out(news)
+        try:
+            self._hand_out(news)
+        except Exception as error:
+            # One event that cannot be told must not silence all who listen.
+            log.exception("events_not_told", error=type(error).__name__)
+            self._ask |= asked
+            self._leave_to_each()
         return len(news.rows) == events.AT_ONCE
+
+    def _leave_to_each(self) -> None:
+        """Let each listener read from the database what is its own: only whom a bad event concerns then fails."""
+        for listener in self._all():
+            listener.gap = True
+            listener.woken.set()
 
     def _news(self, place: int | None, job_ids: Collection[str]) -> _News:
         """What happened since `place`; a job that is over was so before its last events were read here."""
@@ -201,13 +216,19 @@ class Broadcast:
         tail = events.numbered(self._database)
         if place is None or tail <= place:
             return _News(tail, [], over)
-        with reading(self._database) as session:
-            rows = events.since(session, place)
+        try:
+            with reading(self._database) as session:
+                rows = events.since(session, place)
+        except ValueError as error:  # a row that is none of ours, or not whole
+            log.exception("events_not_read", error=type(error).__name__)
+            return _News(tail, [], over, unread=True)
         return _News(rows[-1].seq if rows else tail, rows, over)
 
     def _hand_out(self, news: _News) -> None:
         self._tail = news.tail
         self._looking.set()
+        if news.unread:
+            self._leave_to_each()
         for row in news.rows:
             of_job = self._of(row.tenant_id, row.job_id) if row.job_id else ()
             listeners = [*self._of(row.tenant_id, None), *of_job]

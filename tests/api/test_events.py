@@ -444,6 +444,44 @@ def test_what_a_reader_is_too_slow_for_is_read_again(database: Database, tenant_
         assert heard == [told.view.id for told in events.page(session, Wanted(tenant_id), 0)]
 
 
+@pytest.mark.parametrize("payload", [{"batch": "\ud800"}, ["no", "object"]], ids=["untellable", "unreadable"])
+def test_an_event_that_cannot_be_told_silences_nobody_else(database: Database, tenant_id: str, payload: Any) -> None:
+    """Who asks for that one is told of the failure; the others hear what is theirs, before it and after it."""
+    with transaction(database) as session:
+        other_id = tenants.create(session, "another").id
+
+    async def scene() -> tuple[int, int]:
+        broadcast = stream.Broadcast(database, tick_s=0.01)
+        with broadcast.listening(Wanted(tenant_id), 0) as ours, broadcast.listening(Wanted(other_id), 0) as theirs:
+            before = len(await broadcast.next(ours))
+            assert not await broadcast.next(theirs)
+            await asyncio.to_thread(_corrupt, database, other_id, payload)
+            with pytest.raises(ValueError, match=r"surrogates|dict"):
+                await _endless(broadcast, theirs)
+            await asyncio.to_thread(happen, database, tenant_id)
+            while not (found := await broadcast.next(ours)):
+                pass
+        await broadcast.close()
+        return before, len(found)
+
+    happen(database, tenant_id)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stream, "HEARTBEAT_S", 0.2)
+        patch.setattr(stream, "SLOWLY_S", 0.05)
+        assert asyncio.run(asyncio.wait_for(scene(), 20)) == (1, 1)
+
+
+async def _endless(broadcast: stream.Broadcast, listener: stream.Listener) -> None:
+    while True:
+        await broadcast.next(listener)
+
+
+def _corrupt(database: Database, tenant_id: str, payload: Any) -> None:
+    with transaction(database) as session:
+        row = {"id": ids.new("evt"), "tenant_id": tenant_id, "type": "batch.finished", "created_at": clock(session)}
+        session.execute(insert(Event), [{**row, "payload": payload}])
+
+
 def test_many_listeners_cost_one_query_a_tick(
     database: Database, tenant_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
