@@ -69,6 +69,11 @@ class Load:
             threading.Thread(target=self._client, name=f"client-{n}", daemon=True) for n in range(plan.clients)
         ]
 
+    @property
+    def usual(self) -> int:
+        """How many uploads there are beside those of the reserve."""
+        return self._plan.jobs - self._reserve
+
     def start(self) -> None:
         """Begin to upload what is allowed."""
         for thread in self._threads:

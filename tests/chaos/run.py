@@ -93,8 +93,8 @@ def _make_faults(plan: Plan, chaos: Chaos, truth: Truth, began: float, loud: boo
     total, done, said = len(left), 0, 0.0
     again: Counter[str] = Counter()
     while left and time.monotonic() < began + plan.limit_s:
-        chaos.load.allow(plan.jobs * (done + AHEAD) // max(total, 1))
-        _let_pass(chaos, truth, plan.jobs * done // total)
+        chaos.load.allow(chaos.load.usual * (done + AHEAD) // max(total, 1))
+        _let_pass(chaos, truth, chaos.load.usual * done // total)
         kind = left.pop(0)
         if chaos.make(kind):
             done += 1
