@@ -44,7 +44,7 @@ ABOUT = About(
     baseline="a bare FastAPI application in a uvicorn process of its own, whose route reads the same multipart upload "
     "to its end and stores nothing",
     at_least=0.5,
-    missed="on two cores the load generator, PostgreSQL and the API share the processor, and every promise takes a part "
+    missed="on two cores load generator, PostgreSQL and API share the processor, and every promise takes a part "
     "of what the bare route has: the form read, a thread, sha256, the blob flushed to the disk, the commit, the bell",
 )
 LATENCY = About(
