@@ -147,7 +147,8 @@ async def _answer(parts: Parts, credentials: BearerDep, wanted: Wanted, asked: A
         return await _page(parts, wanted, asked, opening)
     if opening.over and not opening.rows:
         return Response(status_code=204)
-    told = _stream(parts, credentials, wanted, opening, opening.newest if _begins_now(wanted, asked) else None)
+    begins = opening.newest if _begins_now(wanted, asked) else asked.after
+    told = _stream(parts, credentials, wanted, opening, begins)
     return Stream(told, headers={"Cache-Control": "no-store"}, ping=0, send_timeout=SEND_S, sep="\n")
 
 
@@ -193,7 +194,10 @@ async def _page(parts: Parts, wanted: Wanted, asked: Asked, opening: _Opening) -
 async def _stream(
     parts: Parts, credentials: BearerDep, wanted: Wanted, opening: _Opening, begins: str | None
 ) -> AsyncIterator[bytes]:
-    """The stream of one reader, for as long as its key may read."""
+    """The stream of one reader, for as long as its key may read; it begins by naming where it `begins`.
+
+    By the standard an empty block without an id makes a reader forget the last one, and it would come back to nowhere.
+    """
     clock_s = asyncio.get_running_loop().time
     checked_at = clock_s()
     yield ServerSentEvent(id=begins, retry=RETRY_MS, sep="\n").encode()

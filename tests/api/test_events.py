@@ -167,6 +167,23 @@ def test_a_reader_that_heard_nothing_yet_comes_back_to_where_it_began(
     assert waited(read(headers={"Last-Event-ID": first.last_id}), 1) == made
 
 
+@both
+@pytest.mark.parametrize("how", ["header", "query", "start"])
+def test_a_reader_that_heard_nothing_new_comes_back_to_where_it_was(
+    database: Database, tenant_id: str, read: Open, how: str
+) -> None:
+    """A stream that begins without an id would, by the standard, make its reader forget the one that it came with."""
+    told = happen(database, tenant_id)
+    place = {"start": "start"}.get(how, told[0])
+    headers, query = ({"Last-Event-ID": place}, "") if how == "header" else ({}, f"&after={place}")
+    again = read(f"/v1/events?types=job.failed{query}", headers=headers)  # none of these happens here
+    assert again.blocks[0]["id"] == again.last_id == place
+    again.close()
+    told += happen(database, tenant_id)
+    heard = told if how == "start" else told[1:]
+    assert waited(read(headers={"Last-Event-ID": again.last_id}), len(heard)) == heard
+
+
 def test_a_stream_may_begin_with_the_oldest_event(database: Database, tenant_id: str, read: Open) -> None:
     made = happen(database, tenant_id, 2)
     assert waited(read("/v1/events?after=start"), 2) == made
