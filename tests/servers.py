@@ -32,6 +32,7 @@ from shared.settings import ROOT, Settings, environment
 
 START_S = 90.0
 POLL_S = 0.05
+PORTS = (20_000, 32_000)
 PR_SET_PDEATHSIG = 1
 
 T = TypeVar("T")
@@ -47,10 +48,15 @@ def until(ask: Callable[[], T], *, within_s: float = START_S, what: str = "") ->
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port of this machine that nobody listens on now, and that no connection to elsewhere is ever given.
+
+    A server that is stopped and started again must find its port free: it lies below those that systems give out.
+    """
+    while True:
+        port = PORTS[0] + secrets.randbelow(PORTS[1] - PORTS[0])
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 # ---------------------------------------------------------------- processes
