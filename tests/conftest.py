@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import structlog
-from sqlalchemy import create_engine, text
+from sqlalchemy import Connection, create_engine, make_url, text
 
 from api.migrate import migrate
 from shared import tenants
@@ -55,7 +56,11 @@ def postgres_url() -> Iterator[str]:
     # Not in pytest's own folder: as root the server is another user, and any pytest that starts shuts that folder.
     with tempfile.TemporaryDirectory(prefix="hilum-postgres-", ignore_cleanup_errors=True) as folder:
         server = pgserver.get_server(folder)
-        yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+        url = server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+        with _administering(url) as connection:  # no test pulls the plug of this one: what it writes may stay in memory
+            connection.execute(text("ALTER SYSTEM SET fsync = off"))
+            connection.execute(text("SELECT pg_reload_conf()"))
+        yield url
         server.cleanup()
 
 
@@ -66,12 +71,18 @@ BOTH = ("sqlite", pytest.param("postgresql", marks=pytest.mark.postgres))
 def postgres_database(server: str) -> Iterator[str]:
     """The URL of a new empty database on the server, which is dropped at the end."""
     name = f"t_{uuid.uuid4().hex[:12]}"
+    with _administering(server) as connection:
+        connection.execute(text(f"CREATE DATABASE {name} STRATEGY FILE_COPY"))
+    yield make_url(server).set(database=name).render_as_string(hide_password=False)
+    with _administering(server) as connection:
+        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+@contextmanager
+def _administering(server: str) -> Iterator[Connection]:
     admin = create_engine(server, isolation_level="AUTOCOMMIT")
     with admin.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-    yield admin.url.set(database=name).render_as_string(hide_password=False)
-    with admin.connect() as connection:
-        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+        yield connection
     admin.dispose()
 
 
@@ -105,10 +116,33 @@ def empty_settings(database_url: str, tmp_path: Path) -> Settings:
     return Settings(database_url=database_url, home=tmp_path)
 
 
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated SQLite database without a row, to be copied."""
+    home = tmp_path_factory.mktemp("migrated")
+    migrate(Settings(home=home))
+    return home / "hilum.db"
+
+
+@pytest.fixture(scope="session")
+def template(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The name of a migrated PostgreSQL database without a row, to be copied."""
+    with postgres_database(postgres_url) as url:
+        migrate(Settings(database_url=url, home=tmp_path_factory.mktemp("migrated")))
+        yield make_url(url).database or ""
+
+
 @pytest.fixture
-def settings(empty_settings: Settings) -> Settings:
-    """Settings whose database is migrated to the head."""
-    migrate(empty_settings)
+def settings(request: pytest.FixtureRequest, empty_settings: Settings, migrated: Path) -> Settings:
+    """Settings whose database is migrated to the head: a copy of one that is, which takes a tenth of the time."""
+    url = make_url(empty_settings.database)
+    if url.drivername.startswith("sqlite"):
+        shutil.copy(migrated, url.database or "")
+        return empty_settings
+    template = request.getfixturevalue("template")
+    with _administering(request.getfixturevalue("postgres_url")) as connection:
+        connection.execute(text(f"DROP DATABASE {url.database} WITH (FORCE)"))
+        connection.execute(text(f"CREATE DATABASE {url.database} TEMPLATE {template} STRATEGY FILE_COPY"))
     return empty_settings
 
 

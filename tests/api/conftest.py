@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +14,6 @@ import uvicorn
 from fastapi import FastAPI
 
 from api.app import create_app
-from api.migrate import migrate
 from shared import explanations, jobs, ledger, tenants
 from shared.artifacts import Stored, key_of
 from shared.bundles import Bundle
@@ -46,22 +44,10 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
         yield url
 
 
-@pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated SQLite database without a row, to be copied."""
-    home = tmp_path_factory.mktemp("migrated")
-    migrate(Settings(home=home))
-    return home / "hilum.db"
-
-
 @pytest.fixture
-def settings(empty_settings: Settings, migrated: Path, tiny: Bundle) -> Settings:
+def settings(settings: Settings, tiny: Bundle) -> Settings:
     """Settings of an API on a migrated database of its own."""
-    if empty_settings.database.startswith("sqlite"):
-        shutil.copy(migrated, empty_settings.home / "hilum.db")
-    else:
-        migrate(empty_settings)
-    return empty_settings.model_copy(update={"bundle": tiny.root, "notifier_tick_s": 0.02})
+    return settings.model_copy(update={"bundle": tiny.root, "notifier_tick_s": 0.02})
 
 
 @contextmanager
