@@ -134,7 +134,7 @@ def template(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 @pytest.fixture
 def settings(request: pytest.FixtureRequest, empty_settings: Settings, migrated: Path) -> Settings:
-    """Settings whose database is migrated to the head: a copy of one that is, which takes a tenth of the time."""
+    """Settings whose database is migrated to the head: a copy of one that was migrated once."""
     url = make_url(empty_settings.database)
     if url.drivername.startswith("sqlite"):
         shutil.copy(migrated, url.database or "")

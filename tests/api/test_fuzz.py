@@ -30,7 +30,7 @@ load_all_checks()
 HELD = [f"{what}_conformance" for what in ("status_code", "content_type", "response_headers", "response_schema")]
 EXAMPLES = 6  # of each operation on each database; a hundred found nothing more
 # Nothing but the API runs here: every other 503 is a fault that was taken for something that is away.
-AWAY = {("/readyz", "not_ready"), ("/predict", "wait_expired"), ("/explain/lime", "wait_expired")}
+AWAY = {("/readyz", "not_ready"), ("/predict", "wait_expired")}
 ENDLESS = {"wait", "Prefer"}  # nobody has an hour for this test
 
 described = schemathesis.openapi.from_dict(create_app(Settings()).openapi())
