@@ -32,8 +32,10 @@ demo: $(STAMP)  ## one radiograph travels the whole way; the results lie in demo
 up: $(STAMP)  ## start the service and stay (PORT=9000 make up binds another port)
 	@exec $(BIN)/hilum up
 
-test: $(STAMP)  ## run the whole suite (ARGS="tests/api -x" runs a part of it)
-	@$(BIN)/python -m pytest $(ARGS)
+# The tests mostly wait, for processes and for leases that run out, so there are more of them at a time than two cores.
+JOBS ?= 4
+test: $(STAMP)  ## run the whole suite (ARGS="tests/api -x" runs a part of it, JOBS=0 one test at a time)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 check: $(STAMP)  ## lint, formatting and types
 	@$(BIN)/ruff check .

@@ -167,6 +167,15 @@ def tenant_id(database: Database) -> str:
         return tenants.create(session, "hospital").id
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whoever has no radiographs skips the tests that need them."""
+    if not os.environ.get("HILUM_DATA"):
+        away = pytest.mark.skip(reason="HILUM_DATA names no folder of radiographs")
+        for item in items:
+            if item.get_closest_marker("data"):
+                item.add_marker(away)
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Where HILUM_FAIL_ON_SKIP is set, a skipped test that is not marked `gpu` fails the run."""
     if os.environ.get(SKIP_FREE) and exitstatus == 0 and _skipped(session):
